@@ -1,0 +1,55 @@
+//! The code that acts: thin, without decisions of its own.
+
+use crate::observation::Observed;
+use crate::plan::Change;
+use crate::policy::Policy;
+
+/// What observation is to look at, beyond what is always looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Policies whose tables, interfaces and settings matter.
+    pub policies: &'a [&'a Policy],
+}
+
+/// A router: the real one, or a fake that tests can break at every step.
+pub trait Kernel {
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// Says what could not be read, and why.
+    fn observe(&mut self, wish: &Wish<'_>) -> Result<Observed, KernelError>;
+
+    /// Makes one change, whole or not at all.
+    ///
+    /// # Errors
+    /// Says what could not be done, in the kernel's own words.
+    fn perform(&mut self, change: &Change) -> Result<(), KernelError>;
+}
+
+/// Something the kernel, a file or a program refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}: {reason}")]
+pub struct KernelError {
+    /// What was tried, as a person would say it: "cannot add the default route of table `scb`".
+    pub action: String,
+    /// The kernel's own words: its extended acknowledgement where there is one, else the errno's.
+    pub reason: String,
+    /// What to do about it, where we know.
+    pub hint: Option<String>,
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// The cause.
+    #[source]
+    pub source: Option<std::io::Error>,
+}
+
+/// Tells failures apart where the exit code or the caller's next step differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// Permission: exit 77.
+    NotPermitted,
+    /// The router lacks a part: exit 69.
+    Lacking,
+    /// Anything else: exit 1.
+    Other,
+}

@@ -1,0 +1,3 @@
+//! The `redirect` command.
+
+fn main() {}

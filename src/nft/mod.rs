@@ -1,0 +1,225 @@
+//! Packet rules as the kernel's `nf_tables` holds them.
+//!
+//! A rule is a list of [`Expression`]s, the instructions of the kernel's own small
+//! machine. We build them with helpers that read like sentences, send them as
+//! they are, read them back as they are and compare them one by one; the text
+//! that `nft` takes is a rendering of the very same list. So the dry-run, the
+//! comparison and the kernel cannot mean different things.
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::{MacAddr, Range, Ranges};
+
+/// The one table that is ours: `inet scb-redirect` (`redirect` is a keyword of nft).
+pub const TABLE: &str = "scb-redirect";
+
+/// All of our table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// `NFT_TABLE_F_*`: 0 for ours; 1 is dormant, which would switch off every chain.
+    pub flags: u32,
+    /// Named sets and maps, sorted by name.
+    pub sets: Vec<Set>,
+    /// Chains, sorted by name.
+    pub chains: Vec<Chain>,
+    /// Things of other kinds that somebody put into our table (objects,
+    /// flowtables), by their names: never ours, so whatever is here is drift.
+    pub others: Vec<String>,
+}
+
+/// A named set, or, with [`Elements`] that hold verdicts, a map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Set {
+    /// Unique in the table.
+    pub name: String,
+    /// What is in it, and of what type.
+    pub elements: Elements,
+}
+
+/// What a set holds. The variant is the set's type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Elements {
+    /// `type ipv4_addr; flags interval`.
+    V4(Ranges<u32>),
+    /// `type ipv6_addr; flags interval`.
+    V6(Ranges<u128>),
+    /// `type inet_service; flags interval`.
+    Ports(Ranges<u16>),
+    /// `type ether_addr`, sorted.
+    Macs(Vec<MacAddr>),
+    /// `type ipv4_addr : verdict; flags interval`, sorted, disjoint.
+    V4Verdicts(Vec<(Range<u32>, Verdict)>),
+    /// `type ipv6_addr : verdict; flags interval`, sorted, disjoint.
+    V6Verdicts(Vec<(Range<u128>, Verdict)>),
+    /// `type inet_service : verdict; flags interval`, sorted, disjoint.
+    PortVerdicts(Vec<(Range<u16>, Verdict)>),
+    /// A set of a type or with flags that ours never have; described for people.
+    Foreign(String),
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// Unique in the table.
+    pub name: String,
+    /// Where it hangs in the packet's way; none: only jumped to.
+    pub base: Option<Base>,
+    /// In order.
+    pub rules: Vec<Rule>,
+}
+
+/// A base chain's place. All of ours are `type filter`, `policy accept`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// `filter`, `route` or `nat`.
+    pub kind: String,
+    /// `NF_INET_*`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    pub hook: u32,
+    /// Lower is earlier.
+    pub priority: i32,
+    /// `NF_DROP` 0 or `NF_ACCEPT` 1.
+    pub policy: u32,
+}
+
+/// A rule: what is tested and done, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// The instructions.
+    pub expressions: Vec<Expression>,
+    /// Shown by `nft list ruleset`; at most 127 bytes.
+    pub comment: Option<String>,
+}
+
+/// A register of the kernel's machine that holds 32 bits or more. We use number 1 only
+/// (`NFT_REG_1`, 16 bytes), as nft does for all that we need.
+pub type Register = u32;
+
+/// An instruction. Those that we never make are kept as they came, so that a
+/// table can be put back exactly as it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expression {
+    /// Loads something about the packet (`NFT_META_*`) into register 1.
+    MetaLoad(MetaKey),
+    /// Sets something about the packet from register 1.
+    MetaSet(MetaKey),
+    /// Loads something about its connection (`NFT_CT_*`) into register 1. Ends the rule
+    /// without a match where the packet has no connection (untracked, invalid).
+    CtLoad(CtKey),
+    /// Sets something about its connection from register 1. Does nothing where
+    /// the packet has no connection.
+    CtSet(CtKey),
+    /// Loads bytes of the packet into register 1.
+    Payload {
+        /// `NFT_PAYLOAD_*`: where to count from.
+        base: PayloadBase,
+        /// Bytes from there.
+        offset: u32,
+        /// How many bytes.
+        length: u32,
+    },
+    /// register 1 := (register 1 & mask) ^ xor, byte by byte.
+    Bitwise {
+        /// As long as `xor`.
+        mask: Vec<u8>,
+        /// As long as `mask`.
+        xor: Vec<u8>,
+    },
+    /// Goes on only if register 1 equals (or does not equal) these bytes.
+    Compare {
+        /// `==` or `!=`.
+        equal: bool,
+        /// As in the packet, or in host byte order for meta and ct numbers.
+        bytes: Vec<u8>,
+    },
+    /// Goes on only if register 1 is (or is not) in this named set.
+    Lookup {
+        /// The set's name.
+        set: String,
+        /// `!= @set`.
+        invert: bool,
+    },
+    /// Looks register 1 up in this named map, and does what is found there;
+    /// goes on where nothing is.
+    VerdictMap {
+        /// The map's name.
+        map: String,
+    },
+    /// Looks register 1 up in a small map of its own.
+    InlineVerdictMap {
+        /// Key as it stands in the register, and what to do; sorted by key.
+        elements: Vec<(Vec<u8>, Verdict)>,
+        /// nft's type number of the key (`mark` 19, `ifname` 41).
+        key_type: u32,
+    },
+    /// Counts packets and bytes.
+    Counter,
+    /// Refuses the packet: `icmpx admin-prohibited`.
+    RejectProhibited,
+    /// Ends the rule with this.
+    Verdict(Verdict),
+    /// An instruction that ours never have.
+    Foreign {
+        /// Its kernel name.
+        name: String,
+        /// Its attributes, as they came.
+        data: Vec<u8>,
+    },
+}
+
+/// What [`Expression::MetaLoad`] loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetaKey {
+    /// The packet mark, 4 bytes, host byte order.
+    Mark,
+    /// Input interface's name, 16 bytes, NUL-padded.
+    InputName,
+    /// Output interface's name, 16 bytes, NUL-padded.
+    OutputName,
+    /// `ARPHRD_*` of the input interface, 2 bytes, host byte order.
+    InputType,
+    /// `NFPROTO_*`: 2 IPv4, 10 IPv6; 1 byte.
+    Family,
+    /// `IPPROTO_*`; 1 byte.
+    Protocol,
+}
+
+/// What [`Expression::CtLoad`] loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CtKey {
+    /// The connection mark, 4 bytes, host byte order.
+    Mark,
+    /// The state's bit, 4 bytes, host byte order.
+    State,
+}
+
+/// Where [`Expression::Payload`] counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PayloadBase {
+    /// The Ethernet header.
+    Link,
+    /// The IP header.
+    Network,
+    /// The TCP header.
+    Transport,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// This hook is done with it; other chains still see it.
+    Accept,
+    /// It is gone.
+    Drop,
+    /// Back to where the chain was jumped from.
+    Return,
+    /// Into this chain, and back.
+    Jump(String),
+    /// Into this chain, and not back.
+    Goto(String),
+}

@@ -1,0 +1,207 @@
+//! What is there: the router as plain data, read once before a plan is made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::net::{Family, IfName, MacAddr, Route, RoutingRule};
+use crate::nft;
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: IfName,
+    /// `IFF_UP`.
+    pub up: bool,
+    /// `IFF_LOWER_UP`: it has a carrier.
+    pub running: bool,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<MacAddr>,
+    /// What kind of virtual link it is (`veth`, `vrf`, …); none for hardware.
+    pub kind: Option<String>,
+    /// The bridge, bond or VRF that it belongs to, by index.
+    pub master: Option<u32>,
+}
+
+/// An address on an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// Index of the link.
+    pub link: u32,
+    /// The address with its on-link prefix.
+    pub network: IpNet,
+    /// The other end of a point-to-point link.
+    pub peer: Option<IpAddr>,
+}
+
+/// A setting under `/proc/sys/net`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Sysctl {
+    /// `ipv4` or `ipv6`.
+    pub family: Family,
+    /// `all`, `default`, or an interface; none for `ip_forward`, which stands by itself.
+    pub interface: Option<IfName>,
+    /// `rp_filter`, `send_redirects`, …
+    pub setting: Setting,
+}
+
+/// The settings that we read, and those that we write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setting {
+    /// Reverse path filter: 0 off, 1 strict, 2 loose; in force is the greater of `all` and the
+    /// interface (`Documentation/networking/ip-sysctl.rst`).
+    RpFilter,
+    /// Whether the mark takes part in the reverse path lookup; in force if either is 1.
+    SrcValidMark,
+    /// Whether ICMP redirects are sent; in force if either is 1.
+    SendRedirects,
+    /// Whether packets are forwarded.
+    Forwarding,
+}
+
+impl Setting {
+    /// The file's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RpFilter => "rp_filter",
+            Self::SrcValidMark => "src_valid_mark",
+            Self::SendRedirects => "send_redirects",
+            Self::Forwarding => "forwarding",
+        }
+    }
+}
+
+impl Sysctl {
+    /// An IPv4 setting of `interface`.
+    #[must_use]
+    pub fn ipv4(interface: &IfName, setting: Setting) -> Self {
+        Self {
+            family: Family::V4,
+            interface: Some(interface.clone()),
+            setting,
+        }
+    }
+
+    /// An IPv4 setting of `all`.
+    #[must_use]
+    pub fn ipv4_all(setting: Setting) -> Self {
+        Self {
+            family: Family::V4,
+            interface: None,
+            setting,
+        }
+    }
+
+    /// Where it is read and written.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/sys/{self}"))
+    }
+}
+
+impl fmt::Display for Sysctl {
+    /// With slashes, for interface names may hold dots: `net/ipv4/conf/eth0.5/rp_filter`.
+    /// `sysctl` takes this form as it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let interface = self.interface.as_ref().map_or("all", IfName::as_str);
+        write!(
+            f,
+            "net/{}/conf/{interface}/{}",
+            self.family.sysctl_name(),
+            self.setting.name()
+        )
+    }
+}
+
+/// A file as found: what is in it, and who may do what with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileContent {
+    /// All of it. These files are text; one that is not UTF-8 is refused when read.
+    pub text: String,
+    /// Permission bits, as in `chmod`.
+    pub mode: u32,
+}
+
+/// How this router names its routing tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableNames {
+    /// `/etc/iproute2/rt_tables`, if it exists.
+    pub main: Option<FileContent>,
+    /// Our drop-in, `/etc/iproute2/rt_tables.d/redirect.conf`, if it exists.
+    pub drop_in: Option<FileContent>,
+    /// Whether `/etc/iproute2` exists.
+    pub directory: bool,
+    /// Whether `/etc/iproute2/rt_tables.d` exists.
+    pub drop_in_directory: bool,
+    /// Whether this iproute2 reads drop-ins.
+    pub drop_ins_read: bool,
+    /// Names that others gave to table numbers: number, name and file.
+    pub others: Vec<(u32, String, PathBuf)>,
+}
+
+/// Whether a packet filter can be used here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Availability {
+    /// It can.
+    Available,
+    /// It cannot, and why.
+    Missing(String),
+}
+
+/// The router, as far as it concerns us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// All interfaces.
+    pub links: Vec<Link>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
+    /// All routing rules of both families, in order of priority.
+    pub rules: Vec<RoutingRule>,
+    /// All routes that bear our protocol, and all in the tables that were asked for.
+    pub routes: Vec<Route>,
+    /// Our nftables table, if there is one.
+    pub nftables: Option<nft::Table>,
+    /// Whether the kernel speaks `nf_tables`.
+    pub nftables_availability: Availability,
+    /// The settings that were asked for, without their line's end; absent ones do not exist.
+    pub sysctls: BTreeMap<String, (Sysctl, String)>,
+    /// Names of routing tables.
+    pub table_names: TableNames,
+}
+
+impl Observed {
+    /// The interface of this name.
+    #[must_use]
+    pub fn link(&self, name: &IfName) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == *name)
+    }
+
+    /// The value of `sysctl`, if it was asked for and exists.
+    #[must_use]
+    pub fn sysctl(&self, sysctl: &Sysctl) -> Option<&str> {
+        self.sysctls
+            .get(&sysctl.to_string())
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Whether `address` is on-link at `interface`.
+    #[must_use]
+    pub fn is_on_link(&self, address: IpAddr, interface: &IfName) -> bool {
+        self.link(interface).is_some_and(|link| {
+            self.addresses.iter().any(|found| {
+                found.link == link.index
+                    && (found.network.contains(&address) || found.peer == Some(address))
+            })
+        })
+    }
+}

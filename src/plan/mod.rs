@@ -1,0 +1,123 @@
+//! The changes that make the router match a policy, as data.
+//!
+//! Each change records what is there (`from`) and what is to be there (`to`), so
+//! that undoing is a swap and not code.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::{Route, RoutingRule};
+use crate::nft;
+use crate::observation::{FileContent, Sysctl};
+
+/// One change. `from` and `to` are never equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "object", rename_all = "snake_case")]
+pub enum Change {
+    /// A directory, with mode 0755.
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// Whether it is there.
+        from: bool,
+        /// Whether it is to be there.
+        to: bool,
+    },
+    /// A file, replaced whole.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// What it holds; `None`: it does not exist.
+        from: Option<FileContent>,
+        /// What it is to hold; `None`: it is removed.
+        to: Option<FileContent>,
+    },
+    /// A route. Where both are given they are one route's place
+    /// (family, table, destination, metric), and the kernel replaces it in one step.
+    Route {
+        /// What is there.
+        from: Option<Route>,
+        /// What is to be there.
+        to: Option<Route>,
+    },
+    /// A routing rule. The kernel cannot change one: exactly one of the two is given.
+    Rule {
+        /// What is there.
+        from: Option<RoutingRule>,
+        /// What is to be there.
+        to: Option<RoutingRule>,
+    },
+    /// A setting under `/proc/sys`.
+    Sysctl {
+        /// Which.
+        sysctl: Sysctl,
+        /// What it holds.
+        from: String,
+        /// What it is to hold.
+        to: String,
+    },
+    /// All packet rules, in one transaction.
+    Nftables {
+        /// The table that is there.
+        from: Option<nft::Table>,
+        /// The table that is to be there.
+        to: Option<nft::Table>,
+    },
+}
+
+impl Change {
+    /// The change that takes this one back.
+    #[must_use]
+    pub fn inverse(self) -> Self {
+        match self {
+            Self::Directory { path, from, to } => Self::Directory {
+                path,
+                from: to,
+                to: from,
+            },
+            Self::File { path, from, to } => Self::File {
+                path,
+                from: to,
+                to: from,
+            },
+            Self::Route { from, to } => Self::Route { from: to, to: from },
+            Self::Rule { from, to } => Self::Rule { from: to, to: from },
+            Self::Sysctl { sysctl, from, to } => Self::Sysctl {
+                sysctl,
+                from: to,
+                to: from,
+            },
+            Self::Nftables { from, to } => Self::Nftables { from: to, to: from },
+        }
+    }
+}
+
+/// Changes in the order in which they are made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Plan {
+    /// In order.
+    pub changes: Vec<Change>,
+}
+
+impl Plan {
+    /// The plan that takes this one back: each change swapped, in reverse order.
+    #[must_use]
+    pub fn inverse(self) -> Self {
+        Self {
+            changes: self
+                .changes
+                .into_iter()
+                .rev()
+                .map(Change::inverse)
+                .collect(),
+        }
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
