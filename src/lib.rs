@@ -22,3 +22,4 @@ pub mod nft;
 pub mod observation;
 pub mod plan;
 pub mod policy;
+pub mod rules;

@@ -1,0 +1,292 @@
+//! The packet rules: one model, several renderings.
+//!
+//! A policy means a short list of rules, the same for every backend; [`nftables`]
+//! and the others render them. [`Model::prerouting`] and [`Model::forward`] say in
+//! pure code what the kernel is to make of a packet: `trace` explains with them, and
+//! tests hold the kernel against them.
+//!
+//! | rule | packet | what is done |
+//! |---|---|---|
+//! | 0 | from the appliance | our bits of the packet mark are cleared |
+//! | 1 | in on a client interface, not from the appliance, to a server and port | connection and packet mark set |
+//! | 2 | with SNAT: from the appliance, to a server and port | connection mark set |
+//! | 3 | with SNAT and a server interface: in on it, from a server and port, connection new | connection mark set |
+//! | 4 | not from the appliance, connection marked | packet mark set |
+//! | 5 | forwarded, marked, not from the appliance, not out towards it | refused (the seal) |
+//!
+//! Two of them say a little more than marks strictly need, each for a leak that
+//! would otherwise be possible:
+//!
+//! - Rule 1 marks the packet itself and not only its connection, for packets that
+//!   connection tracking does not know (NOTRACK, or out of its window) have none.
+//! - The seal asks for the packet's mark *or* its connection's, for a later chain of
+//!   somebody else may overwrite the packet's before it is routed.
+//!
+//! Where several appliances are in use, rule 1 leaves a connection with the appliance
+//! whose mark it bears already: sessions are never handed over in mid-stream.
+
+pub mod nftables;
+
+use std::net::IpAddr;
+
+use crate::net::{IfName, IfPattern, MacAddr};
+use crate::policy::{Appliance, Established, OnApplianceDown, Policy, Redirect};
+
+/// Which of the rules marks a connection for a redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Leg {
+    /// Rule 1: what clients open.
+    Clients,
+    /// Rule 2: what the appliance opens with a client's address.
+    Appliance,
+    /// Rule 3: what servers answer, if first seen in mid-stream.
+    Servers,
+}
+
+impl Leg {
+    /// The comment of this leg's rule, by which counters are found again.
+    #[must_use]
+    pub fn comment(self, redirect: &Redirect) -> String {
+        let from = match self {
+            Self::Clients => "from clients",
+            Self::Appliance => "from the appliance",
+            Self::Servers => "from servers",
+        };
+        format!("{}: {from}", redirect.name)
+    }
+}
+
+/// The comment of the rule that refuses what would pass an appliance by.
+#[must_use]
+pub fn seal_comment(appliance: &Appliance) -> String {
+    format!("{}: sealed", appliance.name)
+}
+
+/// A packet, as far as rules look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it came in.
+    pub input: IfName,
+    /// Its Ethernet source, where there is one.
+    pub mac: Option<MacAddr>,
+    /// Its source.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// Its TCP ports, source and destination; none for other protocols.
+    pub ports: Option<(u16, u16)>,
+    /// Whether it is a bare SYN.
+    pub syn: bool,
+    /// What connection tracking says of it.
+    pub connection: Connection,
+    /// Its mark.
+    pub mark: u32,
+}
+
+/// What connection tracking says of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// Nothing: untracked, or invalid.
+    Unknown,
+    /// The first packet of a connection that bears this mark.
+    New(u32),
+    /// A packet of a known connection that bears this mark.
+    Known(u32),
+}
+
+impl Connection {
+    /// The connection's mark, if there is a connection.
+    #[must_use]
+    pub fn mark(self) -> Option<u32> {
+        match self {
+            Self::Unknown => None,
+            Self::New(mark) | Self::Known(mark) => Some(mark),
+        }
+    }
+
+    fn set_mark(&mut self, to: u32) {
+        match self {
+            Self::Unknown => {}
+            Self::New(mark) | Self::Known(mark) => *mark = to,
+        }
+    }
+}
+
+/// What prerouting made of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    /// The packet's mark afterwards.
+    pub mark: u32,
+    /// Its connection afterwards.
+    pub connection: Connection,
+    /// Which redirects' rules took it, in order.
+    pub taken: Vec<(usize, Leg)>,
+}
+
+/// What a policy means for packets.
+#[derive(Debug, Clone, Copy)]
+pub struct Model<'p> {
+    policy: &'p Policy,
+}
+
+impl<'p> Model<'p> {
+    /// The rules of `policy`.
+    #[must_use]
+    pub fn new(policy: &'p Policy) -> Self {
+        Self { policy }
+    }
+
+    /// Whether everything that comes in on an interface meant by `pattern` is from `appliance`.
+    #[must_use]
+    pub fn wholly_from(appliance: &Appliance, pattern: &IfPattern) -> bool {
+        appliance.macs.is_empty() && *pattern == IfPattern::Exact(appliance.interface.clone())
+    }
+
+    /// Whether `packet` is from `appliance`.
+    #[must_use]
+    pub fn is_from(appliance: &Appliance, packet: &Packet) -> bool {
+        appliance.interface == packet.input
+            && (appliance.macs.is_empty()
+                || packet.mac.is_some_and(|mac| appliance.macs.contains(&mac)))
+    }
+
+    /// The appliances that some redirect goes through, with their indices.
+    pub fn appliances(self) -> impl Iterator<Item = (usize, &'p Appliance)> + use<'p> {
+        let policy = self.policy;
+        policy
+            .appliances
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| {
+                policy
+                    .redirects
+                    .iter()
+                    .any(|redirect| redirect.appliance == *index)
+            })
+    }
+
+    /// Whether marked packets are refused that would not leave towards the appliance.
+    #[must_use]
+    pub fn is_sealed(self) -> bool {
+        self.policy.options.on_appliance_down == OnApplianceDown::Block
+    }
+
+    /// What rules 0 to 4 make of `packet`.
+    #[must_use]
+    pub fn prerouting(self, packet: &Packet) -> Marked {
+        let mut marked = Marked {
+            mark: packet.mark,
+            connection: packet.connection,
+            taken: Vec::new(),
+        };
+        let from = |appliance: &Appliance| Self::is_from(appliance, packet);
+        if self.appliances().any(|(_, appliance)| from(appliance)) {
+            marked.mark &= !self.policy.options.mark_mask;
+        }
+        for (index, redirect, appliance) in self.redirects() {
+            if redirect.snat && from(appliance) && to_servers(redirect, packet) {
+                marked.set_connection(appliance);
+                marked.taken.push((index, Leg::Appliance));
+            }
+        }
+        for (index, redirect, appliance) in self.redirects() {
+            let clients = matches_any(&redirect.client_interfaces, &packet.input)
+                && !from(appliance)
+                && to_servers(redirect, packet)
+                && !redirect.except_clients.contains(packet.source);
+            if clients && let Some(taker) = self.taker(packet, appliance) {
+                marked.set_connection(taker);
+                marked.mark = taker.mark.set_on(marked.mark);
+                marked.taken.push((index, Leg::Clients));
+                return marked;
+            }
+            let servers = redirect.snat
+                && matches_any(&redirect.server_interfaces, &packet.input)
+                && !from(appliance)
+                && from_servers(redirect, packet)
+                && !redirect.except_clients.contains(packet.destination)
+                && matches!(packet.connection, Connection::New(_));
+            if servers {
+                marked.set_connection(appliance);
+                marked.taken.push((index, Leg::Servers));
+            }
+        }
+        let bearer = self.appliances().find(|(_, appliance)| {
+            !from(appliance)
+                && marked
+                    .connection
+                    .mark()
+                    .is_some_and(|mark| appliance.mark.is_borne_by(mark))
+        });
+        if let Some((_, appliance)) = bearer {
+            marked.mark = appliance.mark.set_on(marked.mark);
+        }
+        marked
+    }
+
+    /// The appliance that a client's packet goes to, if rule 1 takes it: the one that its
+    /// connection has already, or this redirect's.
+    fn taker(self, packet: &Packet, appliance: &'p Appliance) -> Option<&'p Appliance> {
+        let bears = |appliance: &Appliance| {
+            !Self::is_from(appliance, packet)
+                && packet
+                    .connection
+                    .mark()
+                    .is_some_and(|mark| appliance.mark.is_borne_by(mark))
+        };
+        if let Some((_, bearer)) = self.appliances().find(|(_, appliance)| bears(appliance)) {
+            return Some(bearer);
+        }
+        let begins = packet.syn && matches!(packet.connection, Connection::New(_));
+        (self.policy.options.established == Established::Redirect || begins).then_some(appliance)
+    }
+
+    /// Whether rule 5 lets `packet`, with the marks that prerouting gave it, out of `output`.
+    #[must_use]
+    pub fn forward(self, packet: &Packet, marked: &Marked, output: &IfName) -> bool {
+        !self.is_sealed()
+            || self.appliances().all(|(_, appliance)| {
+                let connection = marked.connection.mark();
+                let bears = appliance.mark.is_borne_by(marked.mark)
+                    || connection.is_some_and(|mark| appliance.mark.is_borne_by(mark));
+                !bears || appliance.interface == *output || Self::is_from(appliance, packet)
+            })
+    }
+
+    fn redirects(self) -> impl Iterator<Item = (usize, &'p Redirect, &'p Appliance)> + use<'p> {
+        let policy = self.policy;
+        policy
+            .redirects
+            .iter()
+            .enumerate()
+            .filter_map(move |(index, redirect)| {
+                Some((index, redirect, policy.appliance_of(redirect)?))
+            })
+    }
+}
+
+impl Marked {
+    fn set_connection(&mut self, appliance: &Appliance) {
+        if let Some(mark) = self.connection.mark() {
+            self.connection.set_mark(appliance.mark.set_on(mark));
+        }
+    }
+}
+
+fn matches_any(patterns: &[IfPattern], name: &IfName) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(name))
+}
+
+fn to_servers(redirect: &Redirect, packet: &Packet) -> bool {
+    redirect.servers.contains(packet.destination)
+        && packet
+            .ports
+            .is_some_and(|(_, port)| redirect.ports.contains(port))
+}
+
+fn from_servers(redirect: &Redirect, packet: &Packet) -> bool {
+    redirect.servers.contains(packet.source)
+        && packet
+            .ports
+            .is_some_and(|(port, _)| redirect.ports.contains(port))
+}
