@@ -1,5 +1,7 @@
 //! The code that acts: thin, without decisions of its own.
 
+pub mod netlink;
+
 use crate::observation::Observed;
 use crate::plan::Change;
 use crate::policy::Policy;
