@@ -3,9 +3,15 @@
 //! Each change records what is there (`from`) and what is to be there (`to`), so
 //! that undoing is a swap and not code.
 
+mod ledger;
+pub mod names;
+pub mod planner;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use ledger::{Kept, Ledger};
 
 use crate::net::{Route, RoutingRule};
 use crate::nft;
