@@ -22,4 +22,7 @@ pub mod nft;
 pub mod observation;
 pub mod plan;
 pub mod policy;
+
 pub mod rules;
+#[cfg(test)]
+mod test_support;

@@ -1,6 +1,13 @@
 //! The code that acts: thin, without decisions of its own.
 
+pub mod files;
 pub mod netlink;
+pub mod process;
+pub mod sysctl;
+
+use std::io;
+
+use nix::errno::Errno;
 
 use crate::observation::Observed;
 use crate::plan::Change;
@@ -43,6 +50,51 @@ pub struct KernelError {
     /// The cause.
     #[source]
     pub source: Option<std::io::Error>,
+}
+
+impl KernelError {
+    /// What a system call returned, as what became of `action`.
+    pub fn io(action: impl Into<String>, error: io::Error) -> Self {
+        let (kind, hint) = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                (FailureKind::NotPermitted, Some("run it as root".to_owned()))
+            }
+            io::ErrorKind::ReadOnlyFilesystem => (
+                FailureKind::Other,
+                Some("remount the file system writable".to_owned()),
+            ),
+            _ => (FailureKind::Other, None),
+        };
+        let reason = match error.raw_os_error() {
+            Some(errno) => Errno::from_raw(errno).desc().to_owned(),
+            None => error.to_string(),
+        };
+        Self {
+            action: action.into(),
+            reason,
+            hint,
+            kind,
+            source: Some(error),
+        }
+    }
+
+    /// What became of `action` for a reason of our own.
+    pub fn because(action: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            action: action.into(),
+            reason: reason.into(),
+            hint: None,
+            kind: FailureKind::Other,
+            source: None,
+        }
+    }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
 }
 
 /// Tells failures apart where the exit code or the caller's next step differs.

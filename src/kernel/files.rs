@@ -1,0 +1,329 @@
+//! The one home for writing files.
+//!
+//! A file is replaced whole or not at all, also if the power fails: a new one beside it,
+//! synced, renamed over it, the directory synced. Symbolic links are never followed in
+//! the last component: what they point at is not ours to replace, and replacing the
+//! link itself would change more than was asked for.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use super::KernelError;
+use crate::observation::FileContent;
+
+/// Bits of a file's mode that `chmod` sets.
+const PERMISSIONS: u32 = 0o7777;
+
+/// The file at `path`, or `None` if there is none.
+///
+/// # Errors
+/// If it is longer than `limit` bytes, a symbolic link, not a plain file, not UTF-8, or
+/// cannot be read.
+pub fn read(path: &Path, limit: u64) -> Result<Option<FileContent>, KernelError> {
+    let Some((bytes, mode)) = read_with_mode(path, limit)? else {
+        return Ok(None);
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(FileContent { text, mode })),
+        Err(_) => Err(KernelError::because(
+            format!("cannot read `{}`", path.display()),
+            "it is not UTF-8 text",
+        )),
+    }
+}
+
+/// The bytes of the file at `path`, or `None` if there is none.
+///
+/// # Errors
+/// If it is longer than `limit` bytes, a symbolic link, not a plain file, or cannot be read.
+pub fn read_bytes(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, KernelError> {
+    Ok(read_with_mode(path, limit)?.map(|(bytes, _)| bytes))
+}
+
+fn read_with_mode(path: &Path, limit: u64) -> Result<Option<(Vec<u8>, u32)>, KernelError> {
+    let action = || format!("cannot read `{}`", path.display());
+    let failed = |error| explain(action(), error);
+    // Non-blocking: a pipe put there by someone must not hold us up.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Err(error) if is_absent(&error) => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(KernelError::because(action(), "it is not a plain file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(KernelError::because(
+            action(),
+            format!("it is longer than {limit} bytes"),
+        ));
+    }
+    Ok(Some((bytes, metadata.mode() & PERMISSIONS)))
+}
+
+/// Makes `path` a file with this text and mode, in one step; keeps the owner of one that is
+/// there. `path` should be absolute.
+///
+/// # Errors
+/// If what is there is no plain file, or something cannot be written. `path` is then as it was.
+pub fn replace(path: &Path, content: &FileContent) -> Result<(), KernelError> {
+    let action = || format!("cannot write `{}`", path.display());
+    let failed = |error| explain(action(), error);
+    let owner = match fs::symlink_metadata(path) {
+        Err(error) if is_absent(&error) => None,
+        Err(error) => return Err(failed(error)),
+        Ok(found) if found.is_file() => Some((found.uid(), found.gid())),
+        Ok(found) if found.is_symlink() => {
+            return Err(failed(io::Error::from_raw_os_error(libc::ELOOP)));
+        }
+        Ok(_) => return Err(KernelError::because(action(), "it is not a plain file")),
+    };
+    let beside = temporary(path).map_err(failed)?;
+    let written = write_beside(&beside, content, owner).and_then(|()| fs::rename(&beside, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&beside);
+        return Err(failed(error));
+    }
+    sync_parent(path).map_err(failed)
+}
+
+fn write_beside(beside: &Path, content: &FileContent, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let create = || {
+        // Nobody else may read it before its mode is set, nor put a link in its place.
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(beside)
+    };
+    let mut file = match create() {
+        // Left over by a run of ours that was killed: the name is ours, and runs hold a lock.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(beside)?;
+            create()?
+        }
+        other => other?,
+    };
+    file.write_all(content.text.as_bytes())?;
+    if let Some((user, group)) = owner {
+        let ours = file.metadata()?;
+        if (ours.uid(), ours.gid()) != (user, group) {
+            fchown(&file, Some(user), Some(group))?;
+        }
+    }
+    // After the owner: changing that one clears the set-id bits.
+    file.set_permissions(Permissions::from_mode(content.mode & PERMISSIONS))?;
+    file.sync_all()
+}
+
+/// Removes the file at `path`.
+///
+/// # Errors
+/// If there is none, if it is no plain file, or if it cannot be removed.
+pub fn remove(path: &Path) -> Result<(), KernelError> {
+    let failed = |error| explain(format!("cannot remove `{}`", path.display()), error);
+    let found = fs::symlink_metadata(path).map_err(failed)?;
+    if found.is_symlink() {
+        return Err(failed(io::Error::from_raw_os_error(libc::ELOOP)));
+    }
+    fs::remove_file(path).map_err(failed)?;
+    // What a killed run may have left beside it.
+    if let Ok(beside) = temporary(path) {
+        let _ = fs::remove_file(beside);
+    }
+    sync_parent(path).map_err(failed)
+}
+
+/// Makes the directory `path`, whatever the umask with this mode. Its parent must exist.
+///
+/// # Errors
+/// If there is something already, or if it cannot be made.
+pub fn make_directory(path: &Path, mode: u32) -> Result<(), KernelError> {
+    let failed = |error| explain(format!("cannot make `{}`", path.display()), error);
+    DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(mode & PERMISSIONS)).map_err(failed)?;
+    sync_parent(path).map_err(failed)
+}
+
+/// Removes the empty directory `path`.
+///
+/// # Errors
+/// If it is not there, not empty, or cannot be removed.
+pub fn remove_directory(path: &Path) -> Result<(), KernelError> {
+    let failed = |error| explain(format!("cannot remove `{}`", path.display()), error);
+    fs::remove_dir(path).map_err(failed)?;
+    sync_parent(path).map_err(failed)
+}
+
+/// Whether nothing is there: neither the file, nor, perhaps, the directory that it would be in.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
+}
+
+/// Where the new content is written first: hidden, and with a suffix that no reader of
+/// drop-ins looks for.
+fn temporary(path: &Path) -> io::Result<PathBuf> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EISDIR))?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".redirect-new");
+    Ok(path.with_file_name(hidden))
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+fn explain(action: String, error: io::Error) -> KernelError {
+    let is_link = error.raw_os_error() == Some(Errno::ELOOP as i32);
+    let mut explained = KernelError::io(action, error);
+    if is_link {
+        "it is a symbolic link".clone_into(&mut explained.reason);
+        explained.hint = Some("replace the link by the file it points at".to_owned());
+    }
+    explained
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::kernel::FailureKind;
+    use crate::test_support::Scratch;
+
+    fn text(text: &str, mode: u32) -> FileContent {
+        FileContent {
+            text: text.to_owned(),
+            mode,
+        }
+    }
+
+    #[test]
+    fn a_file_is_written_read_and_removed_without_a_trace() {
+        let scratch = Scratch::new("files-round-trip");
+        let path = scratch.path().join("a.conf");
+        assert_eq!(read(&path, 10).unwrap(), None);
+        for content in [text("one\n", 0o644), text("two\n", 0o640), text("", 0o600)] {
+            replace(&path, &content).unwrap();
+            assert_eq!(read(&path, 10).unwrap(), Some(content));
+        }
+        remove(&path).unwrap();
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+        assert!(remove(&path).is_err());
+    }
+
+    #[test]
+    fn the_owner_stays() {
+        let scratch = Scratch::new("files-owner");
+        let path = scratch.path().join("a");
+        replace(&path, &text("1", 0o644)).unwrap();
+        if std::os::unix::fs::chown(&path, Some(1234), Some(4321)).is_err() {
+            eprintln!("SKIPPED the_owner_stays: needs root to give a file away");
+            return;
+        }
+        replace(&path, &text("2", 0o4755)).unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.gid()), (1234, 4321));
+        assert_eq!(found.mode() & PERMISSIONS, 0o4755);
+    }
+
+    #[test]
+    fn links_are_refused_and_left_alone() {
+        let scratch = Scratch::new("files-links");
+        let target = scratch.path().join("target");
+        let link = scratch.path().join("link");
+        replace(&target, &text("precious", 0o600)).unwrap();
+        symlink(&target, &link).unwrap();
+        for error in [
+            read(&link, 10).unwrap_err(),
+            replace(&link, &text("x", 0o600)).unwrap_err(),
+            remove(&link).unwrap_err(),
+        ] {
+            assert_eq!(error.reason, "it is a symbolic link");
+        }
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        // Nor is a link followed that someone put where the new content is written first.
+        let path = scratch.path().join("file");
+        symlink(&target, temporary(&path).unwrap()).unwrap();
+        replace(&path, &text("new", 0o600)).unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
+
+    #[test]
+    fn what_a_killed_run_left_does_not_stay() {
+        let scratch = Scratch::new("files-left-over");
+        let path = scratch.path().join("file");
+        replace(&temporary(&path).unwrap(), &text("half", 0o600)).unwrap();
+        replace(&path, &text("whole", 0o600)).unwrap();
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_plain_files_of_a_sane_length_are_read() {
+        let scratch = Scratch::new("files-plain");
+        let path = scratch.path().join("long");
+        replace(&path, &text("12345", 0o600)).unwrap();
+        assert_eq!(
+            read(&path, 4).unwrap_err().reason,
+            "it is longer than 4 bytes"
+        );
+        assert!(read(&path, 5).unwrap().is_some());
+        let error = read(scratch.path(), 10).unwrap_err();
+        assert_eq!(error.reason, "it is not a plain file");
+        let binary = scratch.path().join("binary");
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&binary)
+            .unwrap()
+            .write_all(&[0xff, 0xfe])
+            .unwrap();
+        assert_eq!(
+            read(&binary, 10).unwrap_err().reason,
+            "it is not UTF-8 text"
+        );
+        // A file where a directory was expected is simply absent.
+        assert_eq!(read(&path.join("below"), 10).unwrap(), None);
+    }
+
+    #[test]
+    fn directories_are_made_and_removed_empty_only() {
+        let scratch = Scratch::new("files-directories");
+        let path = scratch.path().join("d");
+        make_directory(&path, 0o755).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & PERMISSIONS, 0o755);
+        assert!(make_directory(&path, 0o755).is_err());
+        replace(&path.join("f"), &text("", 0o600)).unwrap();
+        let error = remove_directory(&path).unwrap_err();
+        assert_eq!(
+            (error.reason.as_str(), error.kind),
+            ("Directory not empty", FailureKind::Other)
+        );
+        remove(&path.join("f")).unwrap();
+        remove_directory(&path).unwrap();
+        assert!(!path.exists());
+    }
+}
