@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::net::{Family, IfName, MacAddr, Route, RoutingRule};
 use crate::nft;
+use crate::plan::names;
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +147,32 @@ pub struct TableNames {
     pub drop_ins_read: bool,
     /// Names that others gave to table numbers: number, name and file.
     pub others: Vec<(u32, String, PathBuf)>,
+}
+
+impl TableNames {
+    /// What the file at `path` holds; `None` if it is none of those that we look at.
+    #[must_use]
+    pub fn file(&self, path: &Path) -> Option<Option<&FileContent>> {
+        if path == Path::new(names::MAIN) {
+            Some(self.main.as_ref())
+        } else if path == Path::new(names::DROP_IN) {
+            Some(self.drop_in.as_ref())
+        } else {
+            None
+        }
+    }
+
+    /// Whether the directory `path` exists; `None` if it is none of those that we look at.
+    #[must_use]
+    pub fn has_directory(&self, path: &Path) -> Option<bool> {
+        if path == Path::new(names::DIRECTORY) {
+            Some(self.directory)
+        } else if path == Path::new(names::DROP_IN_DIRECTORY) {
+            Some(self.drop_in_directory)
+        } else {
+            None
+        }
+    }
 }
 
 /// Whether a packet filter can be used here.

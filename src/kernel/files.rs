@@ -20,6 +20,9 @@ use crate::observation::FileContent;
 /// Bits of a file's mode that `chmod` sets.
 const PERMISSIONS: u32 = 0o7777;
 
+/// How the name of a file that is being written ends.
+const TEMPORARY: &str = ".redirect-new";
+
 /// The file at `path`, or `None` if there is none.
 ///
 /// # Errors
@@ -183,8 +186,29 @@ fn temporary(path: &Path) -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::EISDIR))?;
     let mut hidden = OsString::from(".");
     hidden.push(name);
-    hidden.push(".redirect-new");
+    hidden.push(TEMPORARY);
     Ok(path.with_file_name(hidden))
+}
+
+/// Whether a file of this name is one that a killed run was writing.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMPORARY)
+}
+
+/// Removes what a killed run that was writing the file at `path` may have left beside it.
+///
+/// # Errors
+/// If it is there and cannot be removed.
+pub fn sweep(path: &Path) -> Result<(), KernelError> {
+    let swept = temporary(path).and_then(fs::remove_file);
+    match swept {
+        Err(error) if !is_absent(&error) => Err(explain(
+            format!("cannot remove what was left beside `{}`", path.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

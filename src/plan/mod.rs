@@ -18,8 +18,10 @@ use crate::nft;
 use crate::observation::{FileContent, Sysctl};
 
 /// One change. `from` and `to` are never equal.
+// Tagged from outside: serde buffers what is tagged inside, and loses the digits of
+// IPv6 addresses on the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "object", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// A directory, with mode 0755.
     Directory {

@@ -4,10 +4,14 @@
 //! exceptions subtracted, appliances referred to by index. Whether it suits *this*
 //! router is for the planner and for `check`.
 
+mod source;
+
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use source::{List, Source};
 
 use crate::net::{
     Family, IfName, IfPattern, MacAddr, Mark, Networks, Ports, RulePriority, TableId,
