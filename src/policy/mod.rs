@@ -4,14 +4,24 @@
 //! exceptions subtracted, appliances referred to by index. Whether it suits *this*
 //! router is for the planner and for `check`.
 
+mod check;
+mod diagnostic;
+mod keys;
+mod read;
+mod schema;
 mod source;
+mod syntax;
+mod value;
+
+pub use diagnostic::{Code, Diagnostic, PolicyErrors, Related, Severity, Style, render};
+pub use read::{Locations, Reading, read};
+pub use schema::{reference, schema};
+pub use source::{List, LoadError, Place, Position, Source, Span, Unreadable};
 
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-
-pub use source::{List, Source};
 
 use crate::net::{
     Family, IfName, IfPattern, MacAddr, Mark, Networks, Ports, RulePriority, TableId,
