@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 
 use super::entry::{Stamp, user_name};
 
@@ -49,7 +49,7 @@ impl fmt::Display for Holder {
 /// Held until dropped, or until the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
 }
 
 impl Lock {
@@ -60,12 +60,33 @@ impl Lock {
         let mut directory = directory;
         loop {
             match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => return Ok(Self { _held: held }),
+                Ok(held) => return Ok(Self { held }),
                 Err((back, _)) if begun.elapsed() >= wait => return Err(back),
                 Err((back, _)) => directory = back,
             }
             thread::sleep(POLL.min(wait.saturating_sub(begun.elapsed())));
         }
+    }
+
+    /// Whether programs that are started from now on hold the lock as well. While a
+    /// transaction is open they do: should this process be killed, a program that it has
+    /// started may still be at work, and nobody may take its work back before it has ended.
+    pub(super) fn pass_on(&self, pass_on: bool) {
+        let flags = if pass_on {
+            FdFlag::empty()
+        } else {
+            FdFlag::FD_CLOEXEC
+        };
+        // Fails for a descriptor that is not open, and this one is.
+        let _ = fcntl(&*self.held, FcntlArg::F_SETFD(flags));
+    }
+
+    /// Lets go as a process does that is killed: without unlocking what others hold too.
+    #[cfg(test)]
+    pub(super) fn abandon(self) {
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&*self.held);
+        std::mem::forget(self.held);
+        nix::unistd::close(descriptor).unwrap();
     }
 }
 

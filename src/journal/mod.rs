@@ -215,6 +215,12 @@ impl Journal {
         self.state.open.as_ref()
     }
 
+    /// The last number that was given to a transaction; 0: none yet.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.state.last
+    }
+
     /// How the last transaction stands at `now` (`CLOCK_BOOTTIME`), `busy` telling whether
     /// some other run holds the lock.
     #[must_use]
@@ -405,7 +411,7 @@ fn policy_name(digest: &Digest) -> String {
 pub struct Locked {
     journal: Journal,
     invocation: Invocation,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Deref for Locked {
@@ -430,7 +436,7 @@ impl Locked {
         Ok(Self {
             journal: Journal::read(location)?,
             invocation,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -458,7 +464,7 @@ impl Locked {
         let locked = Self {
             journal,
             invocation,
-            _lock: lock,
+            lock,
         };
         Ok((locked, aside))
     }
@@ -522,6 +528,7 @@ impl Locked {
             after,
         });
         self.commit(state)?;
+        self.lock.pass_on(true);
         Ok(id)
     }
 
@@ -601,6 +608,7 @@ impl Locked {
         let surplus = state.history.len().saturating_sub(HISTORY);
         state.history.drain(..surplus);
         self.commit(state)?;
+        self.lock.pass_on(false);
         self.journal.store.remove(&plan);
         Ok(())
     }

@@ -623,6 +623,40 @@ fn one_run_at_a_time_and_the_other_is_named() {
 }
 
 #[test]
+fn a_program_that_outlives_a_killed_run_keeps_the_lock() {
+    let scratch = Scratch::new("journal-inherited");
+    let location = location(&scratch);
+    let mut run = acquire(&location);
+    let sleep = |seconds: &str| {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a program like those that a run starts"
+        )]
+        std::process::Command::new("sleep")
+            .arg(seconds)
+            .spawn()
+            .unwrap()
+    };
+    // Started before the transaction: the watcher, which must not hold the lock.
+    let mut watcher = sleep("60");
+    run.begin(Kind::Apply, None, &Plan::default()).unwrap();
+    let mut program = sleep("60");
+    // Ends like a process that was killed: the descriptor is closed, and not unlocked first.
+    run.lock.abandon();
+    assert!(matches!(
+        Locked::acquire(&location, invocation(), Duration::ZERO),
+        Err(JournalError::Held { .. })
+    ));
+    program.kill().unwrap();
+    program.wait().unwrap();
+    // With patience: what other tests start at this very moment inherits it too.
+    let run = Locked::acquire(&location, invocation(), Duration::from_secs(20)).unwrap();
+    assert!(run.open().is_some());
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+}
+
+#[test]
 fn a_run_that_waits_sees_what_the_one_before_it_wrote() {
     let scratch = Scratch::new("journal-wait");
     let location = location(&scratch);
@@ -865,4 +899,63 @@ fn write_fixture(fixture: &Path, location: &Location) {
         std::fs::copy(location.directory.join(&name), fixture.join(&name)).unwrap();
     }
     std::fs::remove_dir_all(&location.directory).unwrap();
+}
+
+/// What a plan of 100,000 networks costs to write down: `cargo test --release --lib
+/// journal_at_scale -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: meaningful in a release build only"]
+fn journal_at_scale() {
+    let scratch = Scratch::new("journal-scale");
+    let location = location(&scratch);
+    let networks = (0..100_000_u32).map(|at| Range {
+        first: 0x0a00_0000 + at * 512,
+        last: 0x0a00_00ff + at * 512,
+    });
+    let mut policy = source("version = 1\n");
+    let text: String = networks
+        .clone()
+        .map(|range| format!("{}/24", std::net::Ipv4Addr::from_bits(range.first)))
+        .collect::<Vec<_>>()
+        .join("\n");
+    policy.lists.push(List {
+        path: "/etc/redirect/networks.txt".into(),
+        text,
+    });
+    let mut table = table(1);
+    table.sets[1].elements = nft::Elements::V4(Ranges::merged(networks.collect()));
+    let mut plan = first_apply();
+    plan.changes[6] = Change::Nftables {
+        from: None,
+        to: Some(table),
+    };
+    let time = |what: &str, work: &mut dyn FnMut()| {
+        let begun = std::time::Instant::now();
+        work();
+        eprintln!("{what}: {:.1} ms", begun.elapsed().as_secs_f64() * 1000.0);
+    };
+    let mut digest = Digest::of(&source(""));
+    time("digest of the policy", &mut || digest = Digest::of(&policy));
+    let mut size = 0;
+    time("plan as JSON", &mut || {
+        size = serde_json::to_string(&plan).unwrap().len();
+    });
+    eprintln!("plan: {size} bytes");
+    let mut run = acquire(&location);
+    time("begin, files and syncs included", &mut || {
+        run.begin(Kind::Apply, Some(&policy), &plan).unwrap();
+    });
+    time("done", &mut || run.done().unwrap());
+    time("begin of the same policy again", &mut || {
+        run.begin(Kind::Repair, Some(&policy), &plan).unwrap();
+    });
+    time("plan read back", &mut || {
+        assert_eq!(run.open_plan().unwrap(), plan);
+    });
+    time("policy read back", &mut || {
+        assert_eq!(run.source(&digest).unwrap(), policy);
+    });
+    time("journal read", &mut || {
+        drop(Journal::read(&location).unwrap());
+    });
 }

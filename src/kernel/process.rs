@@ -132,6 +132,65 @@ pub fn run(
     })
 }
 
+/// Starts `program` (an absolute path) and leaves it running, once it has printed `ready` on its
+/// standard output. It is to give itself a session of its own before that; whatever becomes
+/// of us afterwards is then nothing to it.
+///
+/// # Errors
+/// If it cannot be started, ends, or is not ready within `timeout`; it is then killed.
+pub fn detach(
+    program: &str,
+    arguments: &[&str],
+    ready: &str,
+    timeout: Duration,
+) -> Result<(), KernelError> {
+    let action = || format!("cannot start `{program} {}`", arguments.join(" "));
+    #[expect(clippy::disallowed_methods, reason = "this is their one home")]
+    let mut command = Command::new(program);
+    let mut child = command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", DIRECTORIES.join(":"))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| KernelError::io(action(), error))?;
+    let failed = match await_ready(&mut child, ready, Instant::now() + timeout) {
+        Ok(true) => return Ok(()),
+        Ok(false) => KernelError::because(action(), "it ended, or said something else, at once"),
+        Err(error) => KernelError::io(action(), error),
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(failed)
+}
+
+fn await_ready(child: &mut Child, ready: &str, deadline: Instant) -> io::Result<bool> {
+    let Some(mut stdout) = child.stdout.take() else {
+        return Ok(false);
+    };
+    let mut said = vec![0; ready.len()];
+    let mut length = 0;
+    while let Some(rest) = said.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        let mut waits = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waits, remaining(deadline)?) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        if !waits.iter().any(|wait| wait.any().unwrap_or(false)) {
+            continue;
+        }
+        match stdout.read(rest)? {
+            0 => return Ok(false),
+            read => length += read,
+        }
+    }
+    Ok(said == ready.as_bytes())
+}
+
 /// Feeds and reads a child until it has ended: all pipes at once, so that neither side waits
 /// for the other.
 fn talk(
