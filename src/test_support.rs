@@ -2,6 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+
+use crate::kernel::process;
 
 /// A directory of a test's own, removed when dropped.
 pub(crate) struct Scratch(PathBuf);
@@ -24,4 +29,38 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Moves the calling thread into a network namespace of its own, with `lo` up: nothing that a
+/// test does there concerns the machine. `false`, said loudly, where that is not permitted.
+#[must_use]
+pub(crate) fn own_network(test: &str) -> bool {
+    if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+        eprintln!("SKIPPED {test}: no network namespace of its own: {errno}");
+        return false;
+    }
+    ip("link set dev lo up");
+    true
+}
+
+/// `ip` with these words as arguments, as the calling thread's namespace has it; what it printed.
+pub(crate) fn ip(arguments: &str) -> String {
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    let output = process::run("ip", &arguments, b"", Duration::from_secs(30)).unwrap();
+    assert!(
+        output.status.success(),
+        "ip {}: {}",
+        arguments.join(" "),
+        output.complaint()
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `ip -j` says.
+pub(crate) fn ip_json(arguments: &str) -> serde_json::Value {
+    let printed = ip(&format!("-j {arguments}"));
+    if printed.trim().is_empty() {
+        return serde_json::Value::Array(Vec::new());
+    }
+    serde_json::from_str(&printed).unwrap()
 }

@@ -3,6 +3,7 @@
 pub mod files;
 pub mod netlink;
 pub mod process;
+pub mod route;
 pub mod sysctl;
 
 use std::io;
@@ -104,6 +105,10 @@ pub enum FailureKind {
     NotPermitted,
     /// The router lacks a part: exit 69.
     Lacking,
+    /// What was to be removed is not there: for whoever takes back, as good as done.
+    Gone,
+    /// What was to be added is there already, or its place is taken.
+    Exists,
     /// Anything else: exit 1.
     Other,
 }

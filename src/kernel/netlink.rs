@@ -203,6 +203,13 @@ impl Netlink {
         self.strict
     }
 
+    /// As on a kernel before 4.20.
+    #[cfg(test)]
+    pub(super) fn forget_strictness(&mut self) {
+        let _ = self.socket.set_netlink_get_strict_chk(false);
+        self.strict = false;
+    }
+
     /// Makes a change and waits for the kernel's yes or no. `flags` are added to
     /// `NLM_F_REQUEST | NLM_F_ACK`.
     ///

@@ -155,7 +155,7 @@ pub struct Route {
     /// Who installed it.
     pub protocol: RouteProtocol,
     /// Attributes that ours never have, as type and bytes; whatever is here makes
-    /// a route unlike ours.
+    /// a route unlike ours. Types from 0x3ff0 stand for fields of the message's header.
     pub others: Vec<(u16, Vec<u8>)>,
 }
 
@@ -211,4 +211,84 @@ pub struct RoutingRule {
     pub action: Action,
     /// Who installed it.
     pub protocol: RouteProtocol,
+}
+
+impl fmt::Display for Route {
+    /// As `ip route` takes it, what is usual left out; for people to read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            RouteKind::Unicast => {}
+            RouteKind::Unreachable => f.write_str("unreachable ")?,
+            RouteKind::Other(number) => write!(f, "type {number} ")?,
+        }
+        match self.destination {
+            Some(network) => write!(f, "{network}")?,
+            None => f.write_str("default")?,
+        }
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        if let Some(interface) = &self.interface {
+            write!(f, " dev {interface}")?;
+        }
+        write!(f, " table {}", self.table)?;
+        if self.metric != 0 {
+            write!(f, " metric {}", self.metric)?;
+        }
+        write!(f, " proto {}", self.protocol.0)?;
+        for (kind, _) in &self.others {
+            write!(f, " (attribute {kind:#x})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RoutingRule {
+    /// As `ip rule` takes it, what is usual left out; for people to read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let selectors = &self.selectors;
+        write!(f, "priority {}", self.priority)?;
+        if selectors.invert {
+            f.write_str(" not")?;
+        }
+        for (word, network) in [("from", selectors.source), ("to", selectors.destination)] {
+            if let Some(network) = network {
+                write!(f, " {word} {network}")?;
+            }
+        }
+        if selectors.tos != 0 {
+            write!(f, " tos {:#x}", selectors.tos)?;
+        }
+        if let Some(mark) = self.mark {
+            write!(f, " fwmark {mark}")?;
+        }
+        for (word, name) in [("iif", &selectors.input), ("oif", &selectors.output)] {
+            if let Some(name) = name {
+                write!(f, " {word} {name}")?;
+            }
+        }
+        if let Some(number) = selectors.ip_protocol {
+            write!(f, " ipproto {number}")?;
+        }
+        for (word, range) in [
+            ("sport", selectors.source_port),
+            ("dport", selectors.destination_port),
+        ] {
+            if let Some((first, last)) = range {
+                write!(f, " {word} {first}-{last}")?;
+            }
+        }
+        match self.action {
+            Action::Lookup(table) => write!(f, " lookup {table}")?,
+            Action::Other(number) => write!(f, " action {number}")?,
+        }
+        if let Some(length) = selectors.suppress_prefix_length {
+            write!(f, " suppress_prefixlength {length}")?;
+        }
+        write!(f, " protocol {}", self.protocol.0)?;
+        for (kind, _) in &selectors.others {
+            write!(f, " (attribute {kind:#x})")?;
+        }
+        Ok(())
+    }
 }
