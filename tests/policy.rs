@@ -2,16 +2,18 @@
 //!
 //! Each folder under `tests/policy` has a `policy.toml`, its list files, and `expected.txt`: the errors and
 //! warnings as shown, and, if it is accepted, the policy. `UPDATE_GOLDEN=1 cargo test
-//! --test policy` writes these anew; read the difference before committing it.
+//! --test policy` writes these anew, and `examples/policy.schema.json`; read the difference before
+//! committing it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use redirect::policy::{self, Code, Source, Style};
+use redirect::net::{Networks, Range};
+use redirect::policy::{self, Code, Policy, Source, Style};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
@@ -46,15 +48,58 @@ fn shown(source: &Source) -> String {
             if !out.is_empty() {
                 out.push('\n');
             }
-            let _ = writeln!(
-                out,
-                "accepted:\n{}",
-                serde_json::to_string_pretty(&reading.policy).unwrap()
-            );
-            out
+            out + &accepted(&reading.policy)
         }
         Err(errors) => policy::render(&errors.diagnostics, source, Style::default()),
     }
+}
+
+/// A policy as people can compare it.
+fn accepted(policy: &Policy) -> String {
+    fn join<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+        let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+        if items.is_empty() {
+            "none".to_owned()
+        } else {
+            items.join(" ")
+        }
+    }
+    let networks = |networks: &Networks| {
+        join(
+            (networks.v4.iter().flat_map(Range::<u32>::prefixes))
+                .chain(networks.v6.iter().flat_map(Range::<u128>::prefixes)),
+        )
+    };
+    let mut out = "accepted\n".to_owned();
+    for appliance in &policy.appliances {
+        let _ = write!(
+            out,
+            "\nappliance {}\n  addresses {}\n  interface {}\n  macs {}\n  table {}\n  mark {}\n  rule_priority {}\n",
+            appliance.name,
+            join(&appliance.addresses),
+            appliance.interface,
+            join(&appliance.macs),
+            appliance.table,
+            appliance.mark,
+            appliance.rule_priority,
+        );
+    }
+    for redirect in &policy.redirects {
+        let _ = write!(
+            out,
+            "\nredirect {}\n  appliance {}\n  client_interfaces {}\n  server_interfaces {}\n  servers {}\n  except_clients {}\n  ports {}\n  snat {}\n",
+            redirect.name,
+            redirect.appliance,
+            join(&redirect.client_interfaces),
+            join(&redirect.server_interfaces),
+            networks(&redirect.servers),
+            networks(&redirect.except_clients),
+            join(&redirect.ports),
+            redirect.snat,
+        );
+    }
+    let _ = writeln!(out, "\n{:#?}", policy.options);
+    out
 }
 
 fn folders() -> Vec<PathBuf> {
@@ -98,4 +143,130 @@ fn every_code_has_a_story() {
             code.summary()
         );
     }
+}
+
+fn examples() -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(root().join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| {
+            Path::new(name)
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// The schema, compiled by a validator that checks it against its own meta-schema first.
+struct Schema(boon::Schemas, boon::SchemaIndex);
+
+impl Schema {
+    fn new() -> Self {
+        let mut schemas = boon::Schemas::new();
+        let mut compiler = boon::Compiler::new();
+        compiler
+            .add_resource("policy.schema.json", policy::schema())
+            .unwrap();
+        let index = compiler
+            .compile("policy.schema.json", &mut schemas)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        Self(schemas, index)
+    }
+
+    fn check(&self, text: &str) -> Result<(), String> {
+        let text = text.trim_start_matches('\u{feff}');
+        let value: serde_json::Value = toml::from_str(text).map_err(|error| error.to_string())?;
+        self.0
+            .validate(&value, self.1)
+            .map_err(|error| format!("{error:#}"))
+    }
+}
+
+#[test]
+fn every_example_is_accepted_without_a_word() {
+    let examples = examples();
+    assert!(examples.len() >= 8, "{examples:?}");
+    for name in examples {
+        let source = load(&root().join("examples"), &name);
+        match policy::read(&source) {
+            Ok(reading) if reading.warnings.is_empty() => {}
+            _ => panic!("{name}\n{}", shown(&source)),
+        }
+    }
+}
+
+#[test]
+fn the_schema_takes_every_example_and_every_accepted_story() {
+    let schema = Schema::new();
+    for name in examples() {
+        let text = fs::read_to_string(root().join("examples").join(&name)).unwrap();
+        schema
+            .check(&text)
+            .unwrap_or_else(|error| panic!("{name}\n{error}"));
+    }
+    let mut taken = 0;
+    for folder in folders() {
+        let text = fs::read_to_string(folder.join("policy.toml")).unwrap();
+        if policy::read(&load(&folder, "policy.toml")).is_ok() {
+            schema
+                .check(&text)
+                .unwrap_or_else(|error| panic!("{}\n{error}", folder.display()));
+            taken += 1;
+        }
+    }
+    assert!(taken >= 4);
+}
+
+#[test]
+fn the_schema_refuses_what_an_editor_can_know() {
+    let schema = Schema::new();
+    for name in [
+        "bad-values",
+        "empty",
+        "missing-keys",
+        "nothing-to-do",
+        "unknown-keys",
+        "wrong-types",
+    ] {
+        let text =
+            fs::read_to_string(root().join("tests/policy").join(name).join("policy.toml")).unwrap();
+        assert!(schema.check(&text).is_err(), "{name}");
+    }
+    // One mistake at a time, in a policy that is otherwise sound.
+    let sound =
+        fs::read_to_string(root().join("tests/policy/accepted-everything/policy.toml")).unwrap();
+    schema.check(&sound).unwrap();
+    for (from, to) in [
+        ("snat             = true", "snat = \"true\""),
+        ("\"fd00:20::/64\"", "\"server.example.com\""),
+        ("{ file = \"networks.txt\" }", "{ path = \"networks.txt\" }"),
+        ("3389", "65536"),
+        ("\"ppp*\"", "\"p p\""),
+        ("\"sps0\"", "\"sps*\""),
+        ("\"nftables\"", "\"nft\""),
+        ("[appliance.alpha]", "[appliance.\"al pha\"]"),
+        ("02:00:5e:00:00:02", "02:00:5e:00:00"),
+        ("rule_priority     = 0x200", "rule_priority = 32766"),
+        ("version = 1", "version = 2"),
+    ] {
+        let broken = sound.replacen(from, to, 1);
+        assert_ne!(broken, sound, "{from}");
+        assert!(schema.check(&broken).is_err(), "{to}");
+    }
+}
+
+#[test]
+fn the_schema_beside_the_examples_is_this_one() {
+    let schema = format!(
+        "{}\n",
+        serde_json::to_string_pretty(&policy::schema()).unwrap()
+    );
+    let file = root().join("examples/policy.schema.json");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        #[expect(clippy::disallowed_methods, reason = "a test writes its own fixture")]
+        fs::write(&file, &schema).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), schema);
 }
