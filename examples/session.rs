@@ -60,7 +60,8 @@ fn run(words: &[&str]) -> Result<ExitCode, String> {
 }
 
 fn number<N: std::str::FromStr>(word: &str) -> Result<N, String> {
-    word.parse().map_err(|_| format!("`{word}` is not a number"))
+    word.parse()
+        .map_err(|_| format!("`{word}` is not a number"))
 }
 
 fn target(address: &str, port: &str) -> Result<SocketAddr, String> {

@@ -5,7 +5,11 @@
 //! --test policy` writes these anew, and `examples/policy.schema.json`; read the difference before
 //! committing it.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::fmt::Write as _;
 use std::fs;
