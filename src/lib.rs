@@ -16,6 +16,7 @@
 //! as the kernel holds them, [`kernel`] the thin code that acts, [`journal`] what
 //! survives a crash, [`commands`] one file a command.
 
+pub mod iptables;
 pub mod journal;
 pub mod kernel;
 pub mod net;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::iptables;
 use crate::net::{Family, IfName, MacAddr, Route, RoutingRule};
 use crate::nft;
 use crate::plan::names;
@@ -185,6 +186,76 @@ pub enum Availability {
     Missing(String),
 }
 
+/// What iptables commands this router has, and what its kernel holds for them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Iptables {
+    /// At most one a variant; where the plain command is one of them, it comes first.
+    pub programs: Vec<IptablesProgram>,
+    /// Whether sets can be used: by an ipset command and the kernel.
+    pub ipset: Availability,
+    /// Our sets, sorted by name.
+    pub sets: Vec<iptables::Set>,
+}
+
+impl Default for Iptables {
+    /// As where it was not looked for.
+    fn default() -> Self {
+        Self {
+            programs: Vec::new(),
+            ipset: Availability::Missing("it was not looked for".to_owned()),
+            sets: Vec::new(),
+        }
+    }
+}
+
+impl Iptables {
+    /// The commands of `variant`.
+    #[must_use]
+    pub fn program(&self, variant: iptables::Variant) -> Option<&IptablesProgram> {
+        self.programs
+            .iter()
+            .find(|program| program.variant == variant)
+    }
+
+    /// Our rules of this variant and family; empty if there are none.
+    #[must_use]
+    pub fn ours(&self, variant: iptables::Variant, family: Family) -> iptables::Ruleset {
+        self.program(variant)
+            .and_then(|program| program.families.get(&family))
+            .map(|rules| rules.ours.clone())
+            .unwrap_or_default()
+    }
+
+    /// Our set of this name.
+    #[must_use]
+    pub fn set(&self, name: &str) -> Option<&iptables::Set> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+}
+
+/// The iptables commands of one variant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IptablesProgram {
+    /// Which.
+    pub variant: iptables::Variant,
+    /// Its IPv4 command: `iptables` where that is this variant, else one that always is.
+    pub command: String,
+    /// Its version.
+    pub version: iptables::Version,
+    /// What the kernel holds for it, by family; a family is absent where its
+    /// commands are missing.
+    pub families: BTreeMap<Family, IptablesRules>,
+}
+
+/// What the kernel holds for one variant and family.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IptablesRules {
+    /// Ours.
+    pub ours: iptables::Ruleset,
+    /// Whether others have rules there.
+    pub others: bool,
+}
+
 /// The router, as far as it concerns us.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
@@ -200,6 +271,8 @@ pub struct Observed {
     pub nftables: Option<nft::Table>,
     /// Whether the kernel speaks `nf_tables`.
     pub nftables_availability: Availability,
+    /// The iptables commands, and what is there for them.
+    pub iptables: Iptables,
     /// The settings that were asked for, without their line's end; absent ones do not exist.
     pub sysctls: BTreeMap<String, (Sysctl, String)>,
     /// Names of routing tables.

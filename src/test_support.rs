@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::kernel::process;
+use crate::policy::{self, Policy, Source};
 
 /// A directory of a test's own, removed when dropped.
 pub(crate) struct Scratch(PathBuf);
@@ -63,4 +64,12 @@ pub(crate) fn ip_json(arguments: &str) -> serde_json::Value {
         return serde_json::Value::Array(Vec::new());
     }
     serde_json::from_str(&printed).unwrap()
+}
+
+/// The policy that `text` says.
+pub(crate) fn policy(text: &str) -> Policy {
+    match policy::read(&Source::from_text("test", text)) {
+        Ok(reading) => reading.policy,
+        Err(errors) => panic!("{:#?}", errors.diagnostics),
+    }
 }

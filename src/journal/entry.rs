@@ -427,6 +427,24 @@ pub fn summarise(change: &Change) -> String {
             verb(from.is_some(), to.is_some()),
             crate::nft::TABLE
         ),
+        Change::Ipset { from, to } => {
+            let verb = verb(from.is_some(), to.is_some());
+            match to.as_ref().or(from.as_ref()) {
+                Some(set) => format!("{verb} set {}", set.name),
+                None => format!("{verb} set"),
+            }
+        }
+        Change::Iptables {
+            variant,
+            family,
+            from,
+            to,
+            ..
+        } => format!(
+            "{} {} chains in table mangle",
+            verb(!from.is_empty(), !to.is_empty()),
+            crate::iptables::command_of(variant.command(), *family)
+        ),
     }
 }
 

@@ -135,6 +135,38 @@ fn standing(change: &Change, reach: Reach, observed: &Observed) -> Standing {
                 })
             }
         }
+        Change::Ipset { from, to } => {
+            let name = from.as_ref().or(to.as_ref()).map(|set| set.name.as_str());
+            let now = name.and_then(|name| observed.iptables.set(name)).cloned();
+            if now == *from {
+                Standing::Before
+            } else {
+                Standing::Made(Change::Ipset {
+                    from: now,
+                    to: from.clone(),
+                })
+            }
+        }
+        Change::Iptables {
+            variant,
+            command,
+            family,
+            from,
+            ..
+        } => {
+            let now = observed.iptables.ours(*variant, *family);
+            if now == *from {
+                Standing::Before
+            } else {
+                Standing::Made(Change::Iptables {
+                    variant: *variant,
+                    command: command.clone(),
+                    family: *family,
+                    from: now,
+                    to: from.clone(),
+                })
+            }
+        }
     }
 }
 

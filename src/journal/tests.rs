@@ -7,7 +7,9 @@ use crate::net::{
     RulePriority, RuleSelectors, TableId,
 };
 use crate::nft;
-use crate::observation::{Availability, FileContent, Observed, Setting, Sysctl, TableNames};
+use crate::observation::{
+    Availability, FileContent, Iptables, Observed, Setting, Sysctl, TableNames,
+};
 use crate::plan::{Change, names};
 use crate::policy::List;
 use crate::test_support::Scratch;
@@ -197,6 +199,7 @@ fn pristine() -> Observed {
         routes: Vec::new(),
         nftables: None,
         nftables_availability: Availability::Available,
+        iptables: Iptables::default(),
         sysctls: [(rp_filter().to_string(), (rp_filter(), "1".to_owned()))].into(),
         table_names: TableNames {
             directory: true,
@@ -248,6 +251,9 @@ fn perform(router: &mut Observed, change: &Change) {
         Change::Nftables { from, to } => {
             assert_eq!(router.nftables, *from);
             router.nftables.clone_from(to);
+        }
+        Change::Ipset { .. } | Change::Iptables { .. } => {
+            unreachable!("these plans are for nftables")
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The code that acts: thin, without decisions of its own.
 
 pub mod files;
+pub mod iptables;
 pub mod netlink;
 pub mod process;
 pub mod route;

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 pub use ledger::{Kept, Ledger};
 
-use crate::net::{Route, RoutingRule};
+use crate::iptables;
+use crate::net::{Family, Route, RoutingRule};
 use crate::nft;
 use crate::observation::{FileContent, Sysctl};
 
@@ -72,6 +73,27 @@ pub enum Change {
         /// The table that is to be there.
         to: Option<nft::Table>,
     },
+    /// A set of networks that iptables rules look into. Where both are given it is the same
+    /// set with other networks, swapped in one step.
+    Ipset {
+        /// What is there.
+        from: Option<iptables::Set>,
+        /// What is to be there.
+        to: Option<iptables::Set>,
+    },
+    /// Our iptables chains of one family, in one commit.
+    Iptables {
+        /// For which packet filter.
+        variant: iptables::Variant,
+        /// The command a person would type for it, IPv4's: `iptables`, `iptables-legacy`.
+        command: String,
+        /// IPv4 or IPv6.
+        family: Family,
+        /// What is there; empty if nothing is.
+        from: iptables::Ruleset,
+        /// What is to be there; empty to remove all of it.
+        to: iptables::Ruleset,
+    },
 }
 
 impl Change {
@@ -97,6 +119,20 @@ impl Change {
                 to: from,
             },
             Self::Nftables { from, to } => Self::Nftables { from: to, to: from },
+            Self::Ipset { from, to } => Self::Ipset { from: to, to: from },
+            Self::Iptables {
+                variant,
+                command,
+                family,
+                from,
+                to,
+            } => Self::Iptables {
+                variant,
+                command,
+                family,
+                from: to,
+                to: from,
+            },
         }
     }
 }

@@ -25,6 +25,7 @@
 //! Where several appliances are in use, rule 1 leaves a connection with the appliance
 //! whose mark it bears already: sessions are never handed over in mid-stream.
 
+pub mod iptables;
 pub mod nftables;
 
 use std::net::IpAddr;
@@ -271,6 +272,29 @@ impl Marked {
             self.connection.set_mark(appliance.mark.set_on(mark));
         }
     }
+}
+
+/// All interfaces that the policy names, exact names first, then patterns, the longest first.
+fn patterns(policy: &Policy) -> Vec<IfPattern> {
+    let model = Model::new(policy);
+    let mut patterns: Vec<IfPattern> = model
+        .appliances()
+        .map(|(_, appliance)| appliance.interface.clone())
+        .map(IfPattern::Exact)
+        .collect();
+    for redirect in &policy.redirects {
+        patterns.extend(redirect.client_interfaces.iter().cloned());
+        if redirect.snat {
+            patterns.extend(redirect.server_interfaces.iter().cloned());
+        }
+    }
+    let length = |pattern: &IfPattern| match pattern {
+        IfPattern::Exact(_) => usize::MAX,
+        IfPattern::Prefix(prefix) => prefix.len(),
+    };
+    patterns.sort_by(|a, b| length(b).cmp(&length(a)).then_with(|| a.cmp(b)));
+    patterns.dedup();
+    patterns
 }
 
 fn matches_any(patterns: &[IfPattern], name: &IfName) -> bool {

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Leg, Model, seal_comment};
+use super::{Leg, Model, patterns, seal_comment};
 use crate::net::{IfName, IfPattern, Mark, Networks};
 use crate::nft::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, Table, Verdict,
@@ -456,29 +456,6 @@ fn each_family(redirect: &Redirect, side: Side, mut emit: impl FnMut(Vec<Express
         }
         emit(matched);
     }
-}
-
-/// All interfaces that the policy names, exact names first, then patterns, the longest first.
-fn patterns(policy: &Policy) -> Vec<IfPattern> {
-    let model = Model::new(policy);
-    let mut patterns: Vec<IfPattern> = model
-        .appliances()
-        .map(|(_, appliance)| appliance.interface.clone())
-        .map(IfPattern::Exact)
-        .collect();
-    for redirect in &policy.redirects {
-        patterns.extend(redirect.client_interfaces.iter().cloned());
-        if redirect.snat {
-            patterns.extend(redirect.server_interfaces.iter().cloned());
-        }
-    }
-    let length = |pattern: &IfPattern| match pattern {
-        IfPattern::Exact(_) => usize::MAX,
-        IfPattern::Prefix(prefix) => prefix.len(),
-    };
-    patterns.sort_by(|a, b| length(b).cmp(&length(a)).then_with(|| a.cmp(b)));
-    patterns.dedup();
-    patterns
 }
 
 impl Rule {

@@ -1,0 +1,475 @@
+//! Reads what `iptables-save` and `ipset save` print.
+//!
+//! Strict where it matters: a line that is none of the few kinds that these programs print
+//! is an error, and so is output that ends early. Inside a rule, what we do not know is
+//! kept verbatim.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Hook, Match, Rule, Ruleset, Set, Side, Target, Variant, Version, is_ours};
+use crate::net::{Family, IfPattern, Mark, PortRange, Ranges};
+
+/// What `iptables-save` printed, as far as it concerns us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Ours in `mangle`.
+    pub ours: Ruleset,
+    /// Whether others hold rules, chains or refusing policies in any table.
+    pub others: bool,
+    /// How often each rule of ours with a comment matched, in order.
+    pub counters: Vec<Counter>,
+}
+
+/// How often a rule matched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counter {
+    /// The rule's comment.
+    pub comment: String,
+    /// How many packets.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// Output that is not what these programs print.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// A line of no known kind.
+    #[error("line {number} makes no sense: `{line}`")]
+    Line {
+        /// Counted from 1.
+        number: usize,
+        /// All of it.
+        line: String,
+    },
+    /// The end of a table is missing.
+    #[error("it ends in the middle of table `{0}`")]
+    Cut(String),
+    /// Made with nft, so that iptables cannot show it.
+    #[error("table `{0}` holds rules made with `nft` that iptables cannot show")]
+    Incompatible(String),
+}
+
+/// Reads the output of `iptables-save`, with or without `-c`, of one table or of all.
+///
+/// # Errors
+/// Names the line that makes no sense.
+pub fn saved(text: &str) -> Result<Saved, ParseError> {
+    let mut saved = Saved::default();
+    let mut table: Option<Table> = None;
+    for (at, line) in text.lines().enumerate() {
+        let senseless = || ParseError::Line {
+            number: at + 1,
+            line: line.to_owned(),
+        };
+        if let Some(remark) = line.strip_prefix('#') {
+            if let Some((name, _)) = remark
+                .strip_prefix(" Table `")
+                .and_then(|rest| rest.split_once('\''))
+                && remark.contains("incompatible")
+            {
+                if name == "mangle" {
+                    return Err(ParseError::Incompatible(name.to_owned()));
+                }
+                saved.others = true;
+            }
+        } else if line.trim().is_empty() {
+        } else if let Some(name) = line.strip_prefix('*') {
+            if table.is_some() {
+                return Err(senseless());
+            }
+            table = Some(Table::new(name.trim()));
+        } else if line.trim() == "COMMIT" {
+            table.take().ok_or_else(senseless)?.finish(&mut saved);
+        } else {
+            table
+                .as_mut()
+                .and_then(|table| table.line(line, &mut saved))
+                .ok_or_else(senseless)?;
+        }
+    }
+    match table {
+        Some(table) => Err(ParseError::Cut(table.name)),
+        None => Ok(saved),
+    }
+}
+
+/// A table while it is being read.
+struct Table {
+    name: String,
+    chains: BTreeSet<String>,
+    ours: Ruleset,
+    /// How many rules of others each chain has so far.
+    others: BTreeMap<String, usize>,
+}
+
+impl Table {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            chains: BTreeSet::new(),
+            ours: Ruleset::default(),
+            others: BTreeMap::new(),
+        }
+    }
+
+    /// One line between `*table` and `COMMIT`; `None` if it is of no known kind.
+    fn line(&mut self, line: &str, saved: &mut Saved) -> Option<()> {
+        let mangle = self.name == "mangle";
+        if let Some(rest) = line.strip_prefix(':') {
+            let mut parts = rest.split_whitespace();
+            let (chain, policy) = (parts.next()?, parts.next()?);
+            if mangle && is_ours(chain) && policy == "-" {
+                self.ours.chains.insert(chain.to_owned(), Vec::new());
+            } else if policy != "ACCEPT" {
+                // A chain that somebody made, or a policy that somebody set.
+                saved.others = true;
+            }
+            self.chains.insert(chain.to_owned());
+            return Some(());
+        }
+        let (count, rest) = counted(line)?;
+        let mut words = words(rest)?;
+        if words.len() < 2 || words.first()? != "-A" {
+            return None;
+        }
+        let chain = words.get(1)?.clone();
+        if !self.chains.contains(&chain) {
+            return None;
+        }
+        let rule = rule(&words.split_off(2), &self.chains);
+        if let Some(rules) = self.ours.chains.get_mut(&chain) {
+            if let (Some((packets, bytes)), Some(comment)) = (count, rule.comment()) {
+                saved.counters.push(Counter {
+                    comment: comment.to_owned(),
+                    packets,
+                    bytes,
+                });
+            }
+            rules.push(rule);
+            return Some(());
+        }
+        let others = self.others.entry(chain.clone()).or_default();
+        if mangle && rule.target.chain().is_some_and(is_ours) {
+            let before = *others;
+            self.ours.hooks.push(Hook {
+                chain,
+                before,
+                rule,
+            });
+        } else {
+            *others += 1;
+            saved.others = true;
+        }
+        Some(())
+    }
+
+    fn finish(mut self, saved: &mut Saved) {
+        self.ours.hooks.sort_by(|a, b| a.chain.cmp(&b.chain));
+        if self.name == "mangle" {
+            saved.ours = self.ours;
+        }
+    }
+}
+
+/// Splits off `[packets:bytes]`, if it is there.
+fn counted(line: &str) -> Option<(Option<(u64, u64)>, &str)> {
+    let Some(rest) = line.strip_prefix('[') else {
+        return Some((None, line));
+    };
+    let (count, rest) = rest.split_once("] ")?;
+    let (packets, bytes) = count.split_once(':')?;
+    Some((Some((packets.parse().ok()?, bytes.parse().ok()?)), rest))
+}
+
+/// Words as `iptables-restore` splits them: at blanks, save in double quotes, in which a
+/// backslash takes the next character as it is (`add_param_to_argv` in `xshared.c`).
+#[must_use]
+pub fn words(line: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quoted = false;
+    let mut characters = line.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\\' if quoted => word.get_or_insert_default().push(characters.next()?),
+            ' ' | '\t' if !quoted => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    (!quoted).then_some(words)
+}
+
+/// Reads the words of a rule after its chain.
+fn rule(words: &[String], chains: &BTreeSet<String>) -> Rule {
+    let mut matches = Vec::new();
+    let mut rest = words;
+    loop {
+        if rest.is_empty() {
+            return Rule::new(matches, Target::None);
+        }
+        if let Some(target) = target(rest, chains) {
+            return Rule::new(matches, target);
+        }
+        let (found, after) = known(rest)
+            .filter(|(_, after)| begins_anew(after))
+            .unwrap_or_else(|| foreign(rest));
+        matches.push(found);
+        rest = after;
+    }
+}
+
+/// Whether a new test or the target begins here, or the rule ends.
+fn begins_anew(rest: &[String]) -> bool {
+    let first = match rest.first().map(String::as_str) {
+        Some("!") => rest.get(1).map(String::as_str),
+        first => first,
+    };
+    first.is_none_or(|word| {
+        matches!(
+            word,
+            "-s" | "-d" | "-i" | "-o" | "-p" | "-f" | "-m" | "-j" | "-g"
+        )
+    })
+}
+
+/// Everything up to where something new begins.
+fn foreign(rest: &[String]) -> (Match, &[String]) {
+    let skip = if rest.first().is_some_and(|word| word == "!") {
+        2
+    } else {
+        1
+    };
+    let end = (skip..rest.len())
+        .find(|at| rest.get(*at..).is_none_or(begins_anew))
+        .unwrap_or(rest.len());
+    let (found, after) = rest.split_at_checked(end).unwrap_or((rest, &[]));
+    (Match::Foreign(found.to_vec()), after)
+}
+
+fn target(rest: &[String], chains: &BTreeSet<String>) -> Option<Target> {
+    let words: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let is_chain = |name: &&str| chains.contains(*name) || is_ours(name);
+    Some(match *words.as_slice() {
+        ["-j", "RETURN"] => Target::Return,
+        ["-j", "DROP"] => Target::Drop,
+        ["-j", chain] if is_chain(&chain) => Target::Jump(chain.to_owned()),
+        ["-g", chain] => Target::Goto(chain.to_owned()),
+        ["-j", "CONNMARK", "--set-xmark", value] if mark(value).is_some() => {
+            Target::SetConnectionMark(mark(value)?)
+        }
+        ["-j", "MARK", "--set-xmark", value] if mark(value).is_some() => {
+            Target::SetPacketMark(mark(value)?)
+        }
+        ["-j" | "-g", ..] => Target::Foreign(rest.to_vec()),
+        _ => return None,
+    })
+}
+
+/// A test that ours may have, and the words after it.
+fn known(rest: &[String]) -> Option<(Match, &[String])> {
+    let (negated, after) = match rest.split_first() {
+        Some((first, after)) if first == "!" => (true, after),
+        _ => (false, rest),
+    };
+    let (name, after) = after.split_first()?;
+    let (value, after) = after.split_first()?;
+    let found = match name.as_str() {
+        "-s" => address(Side::Source, negated, value)?,
+        "-d" => address(Side::Destination, negated, value)?,
+        "-i" => Match::Input {
+            negated,
+            interface: interface(value)?,
+        },
+        "-o" => Match::Output {
+            negated,
+            interface: interface(value)?,
+        },
+        "-p" if value == "tcp" && !negated => Match::Tcp,
+        "-m" if !negated => return extension(value, after),
+        _ => return None,
+    };
+    Some((found, after))
+}
+
+/// A test of the extension `name`, and the words after it.
+fn extension<'w>(name: &str, rest: &'w [String]) -> Option<(Match, &'w [String])> {
+    let (negated, rest) = match rest.split_first() {
+        Some((first, after)) if first == "!" => (true, after),
+        _ => (false, rest),
+    };
+    let (option, rest) = rest.split_first()?;
+    let (value, rest) = rest.split_first()?;
+    Some(match (name, option.as_str(), negated) {
+        ("multiport", "--sports", false) => (ports(Side::Source, value)?, rest),
+        ("multiport", "--dports", false) => (ports(Side::Destination, value)?, rest),
+        ("tcp", "--tcp-flags", false) if value == "FIN,SYN,RST,ACK" => {
+            let (set, rest) = rest.split_first()?;
+            (set == "SYN").then_some((Match::Syn, rest))?
+        }
+        ("set", "--match-set", negated) => {
+            let (side, rest) = rest.split_first()?;
+            let side = match side.as_str() {
+                "src" => Side::Source,
+                "dst" => Side::Destination,
+                _ => return None,
+            };
+            let set = value.clone();
+            (Match::InSet { side, negated, set }, rest)
+        }
+        ("conntrack", "--ctstate", false) if value == "NEW" => (Match::NewConnection, rest),
+        ("connmark", "--mark", false) => (Match::ConnectionMark(mark(value)?), rest),
+        ("mark", "--mark", false) => (Match::PacketMark(mark(value)?), rest),
+        ("mac", "--mac-source", false) => (Match::Mac(value.parse().ok()?), rest),
+        ("comment", "--comment", false) => (Match::Comment(value.clone()), rest),
+        _ => return None,
+    })
+}
+
+fn address(side: Side, negated: bool, text: &str) -> Option<Match> {
+    let network = network(text)?;
+    (network == network.trunc()).then_some(Match::Address {
+        side,
+        negated,
+        network,
+    })
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+fn interface(text: &str) -> Option<IfPattern> {
+    match text.strip_suffix('+') {
+        Some(prefix) => IfPattern::new(&format!("{prefix}*")),
+        None => IfPattern::new(text),
+    }
+    .ok()
+}
+
+fn ports(side: Side, text: &str) -> Option<Match> {
+    let ports: Vec<PortRange> = text
+        .split(',')
+        .map(|part| {
+            let (first, last) = part.split_once(':').unwrap_or((part, part));
+            Some((first.parse().ok()?, last.parse().ok()?).into())
+        })
+        .collect::<Option<_>>()?;
+    // Only what merging would leave as it is can be ours.
+    (Ranges::merged(ports.clone()).as_slice() == ports).then_some(Match::Ports { side, ports })
+}
+
+/// `0x1/0xff`, or `0x1` for all bits.
+fn mark(text: &str) -> Option<Mark> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
+    Some(Mark {
+        value: number(value)?,
+        mask: number(mask)?,
+    })
+}
+
+/// Reads what `iptables -V` prints: `iptables v1.8.9 (nf_tables)`. Before 1.8 it names no
+/// variant, and is the legacy one.
+#[must_use]
+pub fn version(text: &str) -> Option<(Version, Variant)> {
+    let mut parts = text.split_whitespace().skip(1);
+    let mut numbers = parts.next()?.strip_prefix('v')?.split('.');
+    let mut number = || numbers.next().map_or(Some(0), |part| part.parse().ok());
+    let version = Version(number()?, number()?, number()?);
+    let variant = match parts.next() {
+        None | Some("(legacy)") => Variant::Legacy,
+        Some("(nf_tables)") => Variant::Nft,
+        Some(_) => return None,
+    };
+    Some((version, variant))
+}
+
+/// Reads the output of `ipset save`: the sets that are ours.
+///
+/// # Errors
+/// Names the line that makes no sense.
+pub fn sets(text: &str) -> Result<Vec<Set>, ParseError> {
+    let mut sets: BTreeMap<String, Set> = BTreeMap::new();
+    for (at, line) in text.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        set_line(line, &mut sets).ok_or_else(|| ParseError::Line {
+            number: at + 1,
+            line: line.to_owned(),
+        })?;
+    }
+    let mut sets: Vec<_> = sets.into_values().collect();
+    for set in &mut sets {
+        set.networks.sort();
+    }
+    Ok(sets)
+}
+
+fn set_line(line: &str, sets: &mut BTreeMap<String, Set>) -> Option<()> {
+    let words = words(line)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match *words.as_slice() {
+        ["create", name, ref kind @ ..] if is_ours(name) => {
+            let (family, others) = set_kind(kind);
+            let set = Set {
+                name: name.to_owned(),
+                family,
+                networks: Vec::new(),
+                others,
+            };
+            sets.insert(name.to_owned(), set);
+        }
+        ["add", name, ref element @ ..] if is_ours(name) => {
+            let set = sets.get_mut(name)?;
+            match *element {
+                [text] if network(text).is_some() => set.networks.push(network(text)?),
+                _ => set.others.push(element.join(" ")),
+            }
+        }
+        ["create" | "add", _, ..] => {}
+        _ => return None,
+    }
+    Some(())
+}
+
+/// The family of a set, and what about it is not as in ours.
+fn set_kind(words: &[&str]) -> (Family, Vec<String>) {
+    let mut others = Vec::new();
+    let mut family = Family::V4;
+    let [kind, options @ ..] = words else {
+        return (family, vec!["no type".to_owned()]);
+    };
+    if *kind != "hash:net" {
+        others.push((*kind).to_owned());
+    }
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match *option {
+            "family" => {
+                family = match options.next().copied() {
+                    Some("inet6") => Family::V6,
+                    _ => Family::V4,
+                }
+            }
+            // How the kernel stores it; these do not change what is in it.
+            "hashsize" | "maxelem" | "bucketsize" | "initval" => _ = options.next(),
+            other => others.push(other.to_owned()),
+        }
+    }
+    (family, others)
+}

@@ -1,0 +1,608 @@
+//! iptables and ipset, through their own commands: `iptables-save` to read,
+//! `iptables-restore --noflush` for every commit, `ipset` for sets.
+//!
+//! Two kernel interfaces go by this name (see [`Variant`]), and their commands by several.
+//! What a command is, its `-V` says; what it can do, a rehearsal in an empty network
+//! namespace shows, before anything is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+
+use super::process::{self, Output};
+use super::{FailureKind, KernelError};
+use crate::iptables::parse::{self, Saved};
+use crate::iptables::{Match, Ruleset, Set, Target, Variant, Version, command_of, write};
+use crate::net::Family;
+use crate::observation::{Availability, Iptables, IptablesProgram, IptablesRules};
+use crate::plan::{Change, Plan};
+
+/// Longest time that a command may take. A commit of 100,000 rules takes the legacy
+/// commands seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long `iptables-restore` is told to wait for the lock.
+const LOCK_SECONDS: u32 = 10;
+/// How often a command is tried that failed for somebody else's lock or change.
+const ATTEMPTS: u32 = 20;
+/// Between two of these attempts.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The exit status for a lock that is held, or a table that changed meanwhile
+/// (`RESOURCE_PROBLEM` in `include/xtables.h` of iptables).
+const RESOURCE_PROBLEM: i32 = 4;
+/// The last resort of old versions: the commit failed, and why is not told.
+const OTHER_PROBLEM: i32 = 1;
+
+/// The names under which the commands may be found, the one that people type first.
+const COMMANDS: [&str; 3] = ["iptables", "iptables-legacy", "iptables-nft"];
+
+/// Reads what iptables commands there are, and what the kernel holds for them.
+///
+/// # Errors
+/// If a command that is there cannot be run, or prints what makes no sense.
+pub fn observe() -> Result<Iptables, KernelError> {
+    let mut programs: Vec<IptablesProgram> = Vec::new();
+    for (command, version, variant) in commands()? {
+        if programs.iter().any(|program| program.variant == variant) {
+            continue;
+        }
+        let mut families = BTreeMap::new();
+        for family in Family::ALL {
+            let command = command_of(command, family);
+            let there = ["-save", "-restore"]
+                .iter()
+                .all(|part| process::find(&format!("{command}{part}")).is_some());
+            if there {
+                families.insert(family, rules(&command, variant, family)?);
+            }
+        }
+        programs.push(IptablesProgram {
+            variant,
+            command: command.to_owned(),
+            version,
+            families,
+        });
+    }
+    if programs.is_empty() {
+        return Ok(Iptables::default());
+    }
+    let (ipset, sets) = ipset()?;
+    Ok(Iptables {
+        programs,
+        ipset,
+        sets,
+    })
+}
+
+/// The commands that are there, with what they say of themselves.
+fn commands() -> Result<Vec<(&'static str, Version, Variant)>, KernelError> {
+    let mut found = Vec::new();
+    for command in COMMANDS {
+        // What matters is what reads and commits; before 1.8 these do not say what they are.
+        if process::find(&format!("{command}-restore")).is_none() {
+            continue;
+        }
+        for name in [format!("{command}-restore"), command.to_owned()] {
+            if process::find(&name).is_none() {
+                continue;
+            }
+            let output = process::run(&name, &["-V"], b"", PATIENCE)?;
+            if let Some((version, variant)) = parse::version(&text(&output.stdout)) {
+                found.push((command, version, variant));
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Reads what the kernel holds for one variant and family.
+fn rules(command: &str, variant: Variant, family: Family) -> Result<IptablesRules, KernelError> {
+    // Reading a legacy table that is not there would make it, with hooks in every packet's way.
+    if variant == Variant::Legacy && legacy_tables(family)?.is_empty() {
+        return Ok(IptablesRules::default());
+    }
+    let Saved { ours, others, .. } = saved(command)?;
+    Ok(IptablesRules { ours, others })
+}
+
+/// What `iptables-save` says, counters included.
+fn saved(command: &str) -> Result<Saved, KernelError> {
+    let program = format!("{command}-save");
+    let action = || format!("cannot read the rules with `{program}`");
+    let output = patiently(|| process::run(&program, &["-c"], b"", PATIENCE))?;
+    if !output.status.success() {
+        return Err(refused(action(), &output));
+    }
+    parse::saved(&text(&output.stdout)).map_err(|error| {
+        KernelError::because(action(), error.to_string()).hint(format!(
+            "look with `{program}`; rules that it cannot show must be made with iptables, or go elsewhere"
+        ))
+    })
+}
+
+/// How often our rules with comments matched, those of both families.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn counters(program: &IptablesProgram) -> Result<Vec<parse::Counter>, KernelError> {
+    let mut counters = Vec::new();
+    for (family, rules) in &program.families {
+        if !rules.ours.is_empty() {
+            counters.extend(saved(&command_of(&program.command, *family))?.counters);
+        }
+    }
+    Ok(counters)
+}
+
+/// The tables that the kernel's `ip_tables` has made so far.
+fn legacy_tables(family: Family) -> Result<String, KernelError> {
+    let file = match family {
+        Family::V4 => "ip_tables_names",
+        Family::V6 => "ip6_tables_names",
+    };
+    // Of this thread's network namespace; before Linux 3.17 only the process's can be asked.
+    for directory in ["/proc/thread-self/net", "/proc/net"] {
+        let path = format!("{directory}/{file}");
+        match fs::read_to_string(&path) {
+            Ok(names) => return Ok(names),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(KernelError::io(format!("cannot read {path}"), error)),
+        }
+    }
+    Ok(String::new())
+}
+
+/// Whether sets can be used, and ours.
+fn ipset() -> Result<(Availability, Vec<Set>), KernelError> {
+    if process::find("ipset").is_none() {
+        let why = "there is no `ipset` command".to_owned();
+        return Ok((Availability::Missing(why), Vec::new()));
+    }
+    let names = process::run("ipset", &["list", "-n"], b"", PATIENCE)?;
+    if !names.status.success() {
+        return Ok((Availability::Missing(names.complaint()), Vec::new()));
+    }
+    let mut sets = Vec::new();
+    for name in text(&names.stdout).lines().map(str::trim) {
+        if !crate::iptables::is_ours(name) {
+            continue;
+        }
+        let action = format!("cannot read set `{name}`");
+        let output = process::run("ipset", &["save", name], b"", PATIENCE)?;
+        if !output.status.success() {
+            return Err(refused(action, &output));
+        }
+        sets.extend(
+            parse::sets(&text(&output.stdout))
+                .map_err(|error| KernelError::because(action, error.to_string()))?,
+        );
+    }
+    Ok((Availability::Available, sets))
+}
+
+/// Makes a change of sets or chains.
+///
+/// # Errors
+/// In the words of the command that refused it; nothing is changed then.
+pub fn perform(change: &Change) -> Result<(), KernelError> {
+    match change {
+        Change::Ipset { from, to } => swap_sets(from.as_ref(), to.as_ref()),
+        Change::Iptables {
+            variant,
+            family,
+            from,
+            to,
+            ..
+        } => commit(*variant, *family, from, to, false),
+        _ => Ok(()),
+    }
+}
+
+fn commit(
+    variant: Variant,
+    family: Family,
+    from: &Ruleset,
+    to: &Ruleset,
+    test: bool,
+) -> Result<(), KernelError> {
+    let (command, version) = commands()?
+        .into_iter()
+        .find_map(|(command, version, found)| (found == variant).then_some((command, version)))
+        .ok_or_else(|| KernelError {
+            kind: FailureKind::Lacking,
+            ..KernelError::because(
+                format!("cannot change the {family} packet rules"),
+                format!("there is no `{variant}-restore`"),
+            )
+        })?;
+    let program = format!("{}-restore", command_of(command, family));
+    let wait = format!("--wait={LOCK_SECONDS}");
+    let mut arguments = vec!["--noflush"];
+    if version.can_wait() {
+        arguments.push(&wait);
+    }
+    if test {
+        arguments.push("--test");
+    }
+    let input = write::restore_input(from, to);
+    let output = patiently(|| process::run(&program, &arguments, input.as_bytes(), PATIENCE))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut error = refused(
+        format!("cannot change the {family} packet rules with `{program}`"),
+        &output,
+    );
+    if let Some(line) = line_of(&error.reason).and_then(|at| input.lines().nth(at.checked_sub(1)?))
+    {
+        error.reason = format!("{}, which is `{line}`", error.reason);
+    }
+    Err(error)
+}
+
+/// The number in "line 4 failed" or "line: 4".
+fn line_of(complaint: &str) -> Option<usize> {
+    let (_, rest) = complaint.split_once("line")?;
+    rest.trim_start_matches([':', ' '])
+        .split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Tries again while somebody else holds the lock, or has just changed the table.
+fn patiently(
+    mut attempt: impl FnMut() -> Result<Output, KernelError>,
+) -> Result<Output, KernelError> {
+    let mut tried = 0;
+    loop {
+        let output = attempt()?;
+        tried += 1;
+        let passing = match output.status.code() {
+            Some(RESOURCE_PROBLEM) => true,
+            // "line 7 failed": the kernel refused, in legacy commands also because the table
+            // had changed since it was read. Not worth many attempts.
+            Some(OTHER_PROBLEM) => tried < 3 && output.complaint().ends_with("failed"),
+            _ => false,
+        };
+        if !passing || tried >= ATTEMPTS {
+            return Ok(output);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// What a command complained of, and what it means.
+fn refused(action: String, output: &Output) -> KernelError {
+    let reason = output.complaint();
+    let error = KernelError::because(action, reason.clone());
+    let says = |part: &str| reason.contains(part);
+    if says("Permission denied") || says("Operation not permitted") || says("must be root") {
+        KernelError {
+            kind: FailureKind::NotPermitted,
+            ..error.hint("run it as root")
+        }
+    } else if says("Couldn't load match") || says("Couldn't load target") {
+        KernelError {
+            kind: FailureKind::Lacking,
+            ..error.hint("the iptables package of this router lacks that extension; install all of it, or set `backend = \"nftables\"`")
+        }
+    } else if says("No chain/target/match by that name") || says("can't initialize") {
+        KernelError {
+            kind: FailureKind::Lacking,
+            ..error.hint("the kernel of this router lacks a netfilter module; see `/proc/net/ip_tables_matches` and `/proc/net/ip_tables_targets` for those it has")
+        }
+    } else {
+        error
+    }
+}
+
+fn swap_sets(from: Option<&Set>, to: Option<&Set>) -> Result<(), KernelError> {
+    match (from, to) {
+        (None, Some(set)) => create_set(set, &set.name),
+        (Some(_), Some(set)) => {
+            let spare = write::spare_name(&set.name);
+            create_set(set, &spare)?;
+            let swapped = ipset_command(&["swap", &spare, &set.name], b"");
+            // Whatever came of it: the spare now holds what nobody needs.
+            ipset_command(&["destroy", &spare], b"").and(swapped)
+        }
+        (Some(set), None) => destroy_set(&set.name),
+        (None, None) => Ok(()),
+    }
+}
+
+fn create_set(set: &Set, name: &str) -> Result<(), KernelError> {
+    let input = write::set_input(set, name);
+    ipset_command(&["restore"], input.as_bytes()).inspect_err(|_| {
+        // Half of a set is no set. One that somebody else made has others in it, or is in
+        // use; then this fails too, and changes nothing.
+        let _ = ipset_command(&["destroy", name], b"");
+    })
+}
+
+/// A rule that looked into the set may be gone for a while before its reference is: the
+/// kernel frees nft's rules later (`nf_tables_trans_destroy_work`).
+fn destroy_set(name: &str) -> Result<(), KernelError> {
+    let mut tried = 0;
+    loop {
+        let outcome = ipset_command(&["destroy", name], b"");
+        tried += 1;
+        match outcome {
+            Err(error) if error.reason.contains("in use") && tried < ATTEMPTS => {
+                thread::sleep(PAUSE / 5);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn ipset_command(arguments: &[&str], input: &[u8]) -> Result<(), KernelError> {
+    let output = process::run("ipset", arguments, input, PATIENCE)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(refused(
+        format!("cannot run `ipset {}`", arguments.join(" ")),
+        &output,
+    ))
+}
+
+/// Tries what `plan` has for iptables where it can do no harm: in a network namespace of
+/// its own, which goes when this returns. What the commands or the kernel lack is found
+/// here, before anything is changed.
+///
+/// # Errors
+/// In the words of the command that refused it.
+pub fn rehearse(plan: &Plan) -> Result<(), KernelError> {
+    let concerned = plan
+        .changes
+        .iter()
+        .any(|change| matches!(change, Change::Iptables { to, .. } if !to.is_empty()));
+    if !concerned {
+        return Ok(());
+    }
+    let outcome = thread::scope(|scope| {
+        let rehearsal = scope.spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => play(plan),
+            // Without namespaces, or the right to make one, the commands at least can be
+            // asked; what the kernel lacks then shows in the commit, which is taken back.
+            Err(Errno::EPERM | Errno::EINVAL | Errno::ENOSPC | Errno::ENOSYS) => test(plan),
+            Err(errno) => Err(KernelError::io(
+                "cannot rehearse in a network namespace",
+                errno.into(),
+            )),
+        });
+        rehearsal.join()
+    });
+    outcome.unwrap_or_else(|_| {
+        Err(KernelError::because(
+            "cannot rehearse the packet rules",
+            "the rehearsal broke off",
+        ))
+    })
+}
+
+/// Makes all sets and chains of `plan` anew.
+fn play(plan: &Plan) -> Result<(), KernelError> {
+    let mut made = BTreeSet::new();
+    for change in &plan.changes {
+        match change {
+            Change::Ipset { to: Some(set), .. } => {
+                create_set(set, &set.name)?;
+                made.insert(set.name.clone());
+            }
+            Change::Iptables {
+                variant,
+                family,
+                to,
+                ..
+            } if !to.is_empty() => {
+                for name in sets_of(to) {
+                    if made.insert(name.clone()) {
+                        let set = Set {
+                            name: name.clone(),
+                            family: *family,
+                            networks: Vec::new(),
+                            others: Vec::new(),
+                        };
+                        create_set(&set, &name)?;
+                    }
+                }
+                commit(*variant, *family, &Ruleset::default(), to, false)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Has the commands read what they will be given.
+fn test(plan: &Plan) -> Result<(), KernelError> {
+    for change in &plan.changes {
+        if let Change::Iptables {
+            variant,
+            family,
+            from,
+            to,
+            ..
+        } = change
+        {
+            // `--match-set` looks the set up in the kernel.
+            let known = sets_of(to).is_empty();
+            if known && !to.is_empty() {
+                commit(*variant, *family, from, to, true)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The sets that these rules look into.
+fn sets_of(ruleset: &Ruleset) -> BTreeSet<String> {
+    ruleset
+        .chains
+        .values()
+        .flatten()
+        .filter(|rule| !matches!(rule.target, Target::Foreign(_)))
+        .flat_map(|rule| &rule.matches)
+        .filter_map(|found| match found {
+            Match::InSet { set, .. } => Some(set.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+    use crate::rules::iptables::render;
+    use crate::test_support::own_network;
+
+    /// Others' rules, among which ours must leave no trace. One refers to the other.
+    const OTHERS: &str = "*mangle\n:theirs - [0:0]\n-A PREROUTING -i lo -m comment --comment \"a \\\"b\\\" scb-redirect\" -j MARK --set-xmark 0x100/0x100\n-A PREROUTING -j theirs\n-A theirs -p udp -m limit --limit 5/min -j RETURN\n-A FORWARD -j theirs\nCOMMIT\n*filter\n-A FORWARD -s 192.0.2.0/24 -j DROP\nCOMMIT\n";
+
+    fn policy(networks: usize, ports: &[u16]) -> Policy {
+        let networks: Vec<String> = (0..networks)
+            .map(|at| format!("10.20.{}.{}/32", at / 100, at % 100 * 2))
+            .collect();
+        crate::test_support::policy(&format!(
+            r#"
+            version = 1
+            [appliance.scb]
+            address = ["10.30.0.2", "fd00:30::2"]
+            interface = "sps0"
+            [[redirect]]
+            name = "rdp"
+            client_interface = ["eth0", "ppp*"]
+            server_interface = "eth1"
+            server_network = {:?}
+            port = {ports:?}
+            snat = true
+            except_client = ["10.10.0.99", "10.10.0.3"]
+            "#,
+            [networks, vec!["fd00:20::/64".to_owned()]].concat()
+        ))
+    }
+
+    fn run(program: &str, arguments: &[&str], input: &str) -> String {
+        let output = process::run(program, arguments, input.as_bytes(), PATIENCE).unwrap();
+        assert!(output.status.success(), "{program}: {}", output.complaint());
+        text(&output.stdout)
+    }
+
+    fn listing(variant: Variant) -> String {
+        let all = run(&format!("{}-save", variant.command()), &[], "")
+            + &run(
+                &format!("{}-save", command_of(variant.command(), Family::V6)),
+                &[],
+                "",
+            );
+        let lines: Vec<_> = all.lines().filter(|line| !line.starts_with('#')).collect();
+        lines.join("\n")
+    }
+
+    /// What `perform` must do for `to`, given what is there: sets, chains, old sets.
+    fn changes(variant: Variant, now: &Iptables, to: &crate::rules::iptables::Rendered) -> Plan {
+        let mut changes = Vec::new();
+        for set in &to.sets {
+            let from = now.set(&set.name).cloned();
+            if from.as_ref() != Some(set) {
+                changes.push(Change::Ipset {
+                    from,
+                    to: Some(set.clone()),
+                });
+            }
+        }
+        for family in Family::ALL {
+            let from = now.ours(variant, family);
+            let to = to.rulesets.get(&family).cloned().unwrap_or_default();
+            if from != to {
+                changes.push(Change::Iptables {
+                    variant,
+                    command: variant.command().to_owned(),
+                    family,
+                    from,
+                    to,
+                });
+            }
+        }
+        for set in &now.sets {
+            if !to.sets.iter().any(|wanted| wanted.name == set.name) {
+                changes.push(Change::Ipset {
+                    from: Some(set.clone()),
+                    to: None,
+                });
+            }
+        }
+        Plan { changes }
+    }
+
+    fn carry_out(plan: &Plan) {
+        rehearse(plan).unwrap();
+        for change in &plan.changes {
+            perform(change).unwrap();
+        }
+    }
+
+    fn comes_and_goes(variant: Variant) {
+        for family in Family::ALL {
+            let others = match family {
+                Family::V4 => OTHERS.to_owned(),
+                Family::V6 => OTHERS.replace("192.0.2.0/24", "2001:db8::/32"),
+            };
+            let command = command_of(variant.command(), family);
+            run(&format!("{command}-restore"), &["--noflush"], &others);
+        }
+        let pristine = listing(variant);
+        assert!(observe().unwrap().ours(variant, Family::V4).is_empty());
+        for with_sets in [true, false] {
+            for (networks, ports) in [
+                (1, vec![3389]),
+                (300, vec![3389, 22]),
+                (300, (1000..1040).map(|at| at * 2).collect()),
+                (2, vec![22]),
+            ] {
+                let wanted = render(&policy(networks, &ports), with_sets).unwrap();
+                carry_out(&changes(variant, &observe().unwrap(), &wanted));
+                let now = observe().unwrap();
+                for (family, ruleset) in &wanted.rulesets {
+                    assert_eq!(now.ours(variant, *family), *ruleset);
+                }
+                assert_eq!(now.sets, wanted.sets);
+                assert_eq!(changes(variant, &now, &wanted), Plan::default());
+                assert!(now.program(variant).unwrap().families[&Family::V4].others);
+            }
+        }
+        carry_out(&changes(
+            variant,
+            &observe().unwrap(),
+            &crate::rules::iptables::Rendered::default(),
+        ));
+        assert_eq!(listing(variant), pristine);
+        assert_eq!(observe().unwrap().sets, []);
+    }
+
+    #[test]
+    fn legacy_rules_come_and_go_and_leave_others_alone() {
+        if own_network("legacy rules") {
+            comes_and_goes(Variant::Legacy);
+        }
+    }
+
+    #[test]
+    fn nft_rules_come_and_go_and_leave_others_alone() {
+        if own_network("nft rules") {
+            comes_and_goes(Variant::Nft);
+        }
+    }
+}

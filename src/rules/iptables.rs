@@ -1,0 +1,700 @@
+//! The packet rules as iptables chains.
+//!
+//! ```text
+//! PREROUTING ── scb-redirect ── input interface ──┬─ in-eth0 ── servers, ports ── on-rdp ── to-scb
+//!                                                 ├─ in-sps0 (from the appliance)
+//!                                                 └─ connection mark ── to-scb
+//! FORWARD ── scb-redirect-seal ── packet or connection marked ── seal-scb
+//! ```
+//!
+//! From chain to chain it goes by `-g` and never back, for a packet that one redirect
+//! took is not for another. Where a redirect must look closer before it takes a packet, the
+//! rest of the interface's rules stand in a chain of their own, to which both ways lead.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+
+use super::{Leg, Model, patterns, seal_comment};
+use crate::iptables::{
+    CHAIN_NAME_MAX, FORWARD_CHAIN, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset,
+    SET_NAME_MAX, Set, Side, Target,
+};
+use crate::net::{Family, IfName, IfPattern, Mark, Networks, PortRange, Range};
+use crate::policy::{Appliance, Established, Policy, Redirect};
+
+/// More prefixes than these go into a set.
+const HANDFUL: usize = 5;
+/// Numbers that one `multiport` takes (`XT_MULTI_PORTS`); a range counts two.
+const MULTIPORT: usize = 15;
+/// More single rules than these are worth a warning: each costs every packet that gets there.
+const MANY_RULES: usize = 200;
+/// Longest interface name or pattern that `-i` takes, `+` included.
+const INTERFACE_MAX: usize = 15;
+
+/// What a policy becomes with iptables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// Chains of each family that is in use.
+    pub rulesets: BTreeMap<Family, Ruleset>,
+    /// The sets that they look into, sorted by name.
+    pub sets: Vec<Set>,
+    /// What the user should know.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something that works, at a price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Index of the redirect.
+    pub redirect: usize,
+    /// What it is.
+    pub message: String,
+}
+
+/// What iptables cannot say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsayable {
+    /// To iptables, a `+` at the end means every interface whose name begins so.
+    #[error(
+        "iptables cannot tell interface `{0}` from others whose names begin with `{prefix}`, for to it the `+` is a wildcard",
+        prefix = .0.as_str().trim_end_matches('+')
+    )]
+    Plus(IfName),
+}
+
+/// The chains and sets that make the kernel do what `policy` says. `with_sets`: whether
+/// this router has ipset.
+///
+/// # Errors
+/// Names what iptables cannot say.
+pub fn render(policy: &Policy, with_sets: bool) -> Result<Rendered, Unsayable> {
+    let mut whole = Rendered::default();
+    if let Some(name) = patterns(policy)
+        .into_iter()
+        .find_map(|pattern| match pattern {
+            IfPattern::Exact(name) if name.as_str().ends_with('+') => Some(name),
+            // As long as a name can be: there is no room for a wildcard, nor need of one.
+            IfPattern::Prefix(prefix) if prefix.len() >= INTERFACE_MAX && prefix.ends_with('+') => {
+                IfName::new(&prefix).ok()
+            }
+            _ => None,
+        })
+    {
+        return Err(Unsayable::Plus(name));
+    }
+    for family in Family::ALL {
+        let used = policy
+            .redirects
+            .iter()
+            .any(|redirect| !redirect.servers.is_empty_of(family));
+        if !used {
+            continue;
+        }
+        let mut renderer = Renderer {
+            policy,
+            model: Model::new(policy),
+            family,
+            with_sets,
+            chains: BTreeMap::new(),
+            towards: BTreeMap::new(),
+            takers: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            warnings: BTreeMap::new(),
+        };
+        let hooks = renderer.build();
+        let ruleset = Ruleset {
+            chains: renderer.chains,
+            hooks,
+        };
+        whole.rulesets.insert(family, ruleset);
+        whole.sets.extend(renderer.sets.into_values());
+        whole.warnings.extend(renderer.warnings.into_values());
+    }
+    whole.sets.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(whole)
+}
+
+/// How the servers of a redirect are tested.
+enum Servers {
+    /// A test for each; `None` where every address is meant, which needs none.
+    Each(Vec<Option<IpNet>>),
+    /// One look into this set.
+    Set(String),
+    /// Too many for a test each in a chain that other packets pass too.
+    Chain(Vec<IpNet>),
+}
+
+/// How the excepted clients of a redirect are tested.
+enum Exceptions {
+    None,
+    /// Every client is: the redirect takes nobody.
+    All,
+    One(IpNet),
+    Set(String),
+    Chain(Vec<IpNet>),
+}
+
+impl Exceptions {
+    /// The test that an address is none of them, where one test says it.
+    fn test(&self, side: Side) -> Option<Match> {
+        match self {
+            Self::One(network) => Some(Match::Address {
+                side,
+                negated: true,
+                network: *network,
+            }),
+            Self::Set(set) => Some(Match::InSet {
+                side,
+                negated: true,
+                set: set.clone(),
+            }),
+            Self::None | Self::All | Self::Chain(_) => None,
+        }
+    }
+
+    /// Those that must be tested one after the other.
+    fn singly(&self) -> &[IpNet] {
+        match self {
+            Self::Chain(networks) => networks,
+            _ => &[],
+        }
+    }
+}
+
+struct Renderer<'p> {
+    policy: &'p Policy,
+    model: Model<'p>,
+    family: Family,
+    with_sets: bool,
+    chains: BTreeMap<String, Vec<Rule>>,
+    /// The chain that marks packets for each appliance.
+    towards: BTreeMap<usize, String>,
+    /// The chain that takes a packet for a redirect, by the appliances it may be from.
+    takers: BTreeMap<(usize, Vec<usize>), String>,
+    sets: BTreeMap<String, Set>,
+    /// By redirect, so that each is said once.
+    warnings: BTreeMap<usize, Warning>,
+}
+
+impl<'p> Renderer<'p> {
+    fn build(&mut self) -> Vec<Hook> {
+        for (index, appliance) in self.model.appliances() {
+            let chain = self.reserve("to", appliance.name.as_str());
+            let comment = Match::Comment(format!("{}: sent to the appliance", appliance.name));
+            let mark = Rule::new(vec![comment], Target::SetPacketMark(appliance.mark));
+            self.chains.insert(chain.clone(), vec![mark]);
+            self.towards.insert(index, chain);
+        }
+        let mut hooks = Vec::new();
+        if self.model.is_sealed() {
+            self.seal();
+            hooks.push(hook("FORWARD", FORWARD_CHAIN));
+        }
+        self.prerouting();
+        hooks.push(hook("PREROUTING", PREROUTING_CHAIN));
+        hooks
+    }
+
+    /// A name that no other chain has, cut where it is too long.
+    fn reserve(&mut self, kind: &str, what: &str) -> String {
+        let plain: String = what
+            .chars()
+            .map(|c| match c {
+                c if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') => c,
+                _ => '_',
+            })
+            .collect();
+        let mut number = 1;
+        loop {
+            let suffix = match number {
+                1 => String::new(),
+                number => format!("-{number}"),
+            };
+            let mut name = format!("{PREFIX}{kind}-{plain}");
+            name.truncate(CHAIN_NAME_MAX - suffix.len());
+            name.push_str(&suffix);
+            if !self.chains.contains_key(&name) {
+                self.chains.insert(name.clone(), Vec::new());
+                return name;
+            }
+            number += 1;
+        }
+    }
+
+    /// The input interface: exact names first, then the patterns, the longest first, for
+    /// they may hold one another.
+    fn prerouting(&mut self) {
+        let mut rules = Vec::new();
+        for pattern in patterns(self.policy) {
+            if !self.concerns(&pattern) {
+                continue;
+            }
+            let chain = self.reserve("in", plain(&pattern));
+            self.input(&chain, &pattern);
+            rules.push(Rule::new(vec![input(&pattern)], Target::Goto(chain)));
+        }
+        rules.extend(self.by_connection_mark(&[]));
+        self.chains.insert(PREROUTING_CHAIN.to_owned(), rules);
+    }
+
+    /// Whether packets of this family that come in there are treated unlike others.
+    fn concerns(&self, pattern: &IfPattern) -> bool {
+        self.model
+            .appliances()
+            .any(|(_, appliance)| IfPattern::Exact(appliance.interface.clone()) == *pattern)
+            || self.policy.redirects.iter().any(|redirect| {
+                !redirect.servers.is_empty_of(self.family)
+                    && (means(&redirect.client_interfaces, pattern)
+                        || redirect.snat && means(&redirect.server_interfaces, pattern))
+            })
+    }
+
+    /// The rules for packets that came in on an interface meant by `pattern`.
+    fn input(&mut self, chain: &str, pattern: &IfPattern) {
+        let mut wholly = Vec::new();
+        let mut by_mac = Vec::new();
+        for (index, appliance) in self.model.appliances() {
+            if Model::wholly_from(appliance, pattern) {
+                wholly.push(index);
+            } else if IfPattern::Exact(appliance.interface.clone()) == *pattern {
+                by_mac.push((index, appliance));
+            }
+        }
+        let mut rules = Vec::new();
+        for (index, appliance) in by_mac {
+            let own = self.reserve("mac", appliance.name.as_str());
+            rules.extend(
+                appliance
+                    .macs
+                    .iter()
+                    .map(|mac| Rule::new(vec![Match::Mac(*mac)], Target::Goto(own.clone()))),
+            );
+            let mut from = wholly.clone();
+            from.push(index);
+            self.rules_for(own, Vec::new(), pattern, &from);
+        }
+        self.rules_for(chain.to_owned(), rules, pattern, &wholly);
+    }
+
+    /// Rules 0 to 4, after `rules`, for packets that came in so and are from the appliances
+    /// `from`.
+    fn rules_for(
+        &mut self,
+        mut chain: String,
+        mut rules: Vec<Rule>,
+        pattern: &IfPattern,
+        from: &[usize],
+    ) {
+        if !from.is_empty() {
+            let none = Mark {
+                value: 0,
+                mask: self.policy.options.mark_mask,
+            };
+            rules.push(Rule::new(Vec::new(), Target::SetPacketMark(none)));
+        }
+        for (index, redirect, appliance) in self.redirects() {
+            if redirect.snat && from.contains(&redirect.appliance) {
+                rules.extend(self.mark_connections(index, redirect, appliance, Leg::Appliance));
+            }
+        }
+        for (index, redirect, appliance) in self.redirects() {
+            if from.contains(&redirect.appliance) {
+                continue;
+            }
+            if means(&redirect.client_interfaces, pattern) {
+                let (taking, next) = self.take(index, redirect, appliance, pattern, from);
+                rules.extend(taking);
+                if let Some(next) = next {
+                    rules.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
+                    self.chains.insert(chain, rules);
+                    (chain, rules) = (next, Vec::new());
+                }
+            }
+            if redirect.snat && means(&redirect.server_interfaces, pattern) {
+                rules.extend(self.mark_connections(index, redirect, appliance, Leg::Servers));
+            }
+        }
+        rules.extend(self.by_connection_mark(from));
+        self.chains.insert(chain, rules);
+    }
+
+    /// Rule 1: the rules that lead to the chain that takes a packet, and the chain in which
+    /// it goes on with packets that are not taken at a closer look.
+    fn take(
+        &mut self,
+        index: usize,
+        redirect: &'p Redirect,
+        appliance: &'p Appliance,
+        pattern: &IfPattern,
+        from: &[usize],
+    ) -> (Vec<Rule>, Option<String>) {
+        let exceptions = self.exceptions(redirect);
+        if matches!(exceptions, Exceptions::All) {
+            return (Vec::new(), None);
+        }
+        let servers = self.servers(index, redirect);
+        let closer = matches!(servers, Servers::Chain(_)) || !exceptions.singly().is_empty();
+        let keep = self.policy.options.established == Established::Keep;
+        let next = (closer || keep).then(|| self.reserve("in", plain(pattern)));
+        let taker = if keep {
+            let taker = self.reserve("on", redirect.name.as_str());
+            let rules = self.taker(redirect, appliance, from, next.as_ref());
+            self.chains.insert(taker.clone(), rules);
+            taker
+        } else if let Some(taker) = self.takers.get(&(index, from.to_vec())) {
+            taker.clone()
+        } else {
+            let taker = self.reserve("on", redirect.name.as_str());
+            let rules = self.taker(redirect, appliance, from, None);
+            self.chains.insert(taker.clone(), rules);
+            self.takers.insert((index, from.to_vec()), taker.clone());
+            taker
+        };
+        let head = match &next {
+            Some(next) if closer => {
+                let goto = |tests, chain: &String| Rule::new(tests, Target::Goto(chain.clone()));
+                let mut rules: Vec<_> = exceptions
+                    .singly()
+                    .iter()
+                    .map(|client| goto(vec![is(Side::Source, *client)], next))
+                    .collect();
+                if let Servers::Chain(networks) = &servers {
+                    rules.extend(
+                        networks
+                            .iter()
+                            .map(|server| goto(vec![is(Side::Destination, *server)], &taker)),
+                    );
+                    rules.push(goto(Vec::new(), next));
+                } else {
+                    rules.push(goto(Vec::new(), &taker));
+                }
+                let head = self.reserve("for", redirect.name.as_str());
+                self.chains.insert(head.clone(), rules);
+                head
+            }
+            _ => taker,
+        };
+        let rules = tests(Side::Destination, redirect, &servers)
+            .into_iter()
+            .map(|mut tests| {
+                tests.extend(exceptions.test(Side::Source));
+                Rule::new(tests, Target::Goto(head.clone()))
+            })
+            .collect();
+        (rules, next)
+    }
+
+    /// What takes a packet for `redirect` that is from the appliances `from`; if it does
+    /// not take it, it goes on in `next`.
+    fn taker(
+        &self,
+        redirect: &Redirect,
+        appliance: &Appliance,
+        from: &[usize],
+        next: Option<&String>,
+    ) -> Vec<Rule> {
+        let mut not = from.to_vec();
+        not.push(redirect.appliance);
+        let mut rules = self.by_connection_mark(&not);
+        let comment = Match::Comment(Leg::Clients.comment(redirect));
+        let set = Target::SetConnectionMark(appliance.mark);
+        let send = self
+            .towards
+            .get(&redirect.appliance)
+            .map_or(Target::Return, |chain| Target::Goto(chain.clone()));
+        match next {
+            // `established = "keep"`, the only reason not to take it.
+            Some(next) if self.policy.options.established == Established::Keep => {
+                rules.push(Rule::new(
+                    vec![Match::Tcp, Match::Syn, Match::NewConnection],
+                    set,
+                ));
+                // What bore the mark before, and what bears it since the line above.
+                let bears = Match::ConnectionMark(appliance.mark);
+                rules.push(Rule::new(vec![bears, comment], send));
+                rules.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
+            }
+            _ => {
+                rules.push(Rule::new(vec![comment], set));
+                rules.push(Rule::new(Vec::new(), send));
+            }
+        }
+        rules
+    }
+
+    /// Rules 2 and 3: connections marked, and on with the next rule.
+    fn mark_connections(
+        &mut self,
+        index: usize,
+        redirect: &'p Redirect,
+        appliance: &'p Appliance,
+        leg: Leg,
+    ) -> Vec<Rule> {
+        let (side, exceptions) = match leg {
+            Leg::Servers => (Side::Source, self.exceptions(redirect)),
+            // Excepted clients never come to the appliance.
+            Leg::Appliance | Leg::Clients => (Side::Destination, Exceptions::None),
+        };
+        if matches!(exceptions, Exceptions::All) {
+            return Vec::new();
+        }
+        let servers = self.servers(index, redirect);
+        let comment = Match::Comment(leg.comment(redirect));
+        let set = Target::SetConnectionMark(appliance.mark);
+        let closer = matches!(servers, Servers::Chain(_)) || !exceptions.singly().is_empty();
+        let target = if closer {
+            let mut rules: Vec<_> = exceptions
+                .singly()
+                .iter()
+                .map(|client| Rule::new(vec![is(Side::Destination, *client)], Target::Return))
+                .collect();
+            match &servers {
+                Servers::Chain(networks) => rules.extend(networks.iter().map(|server| {
+                    Rule::new(vec![is(side, *server), comment.clone()], set.clone())
+                })),
+                _ => rules.push(Rule::new(vec![comment.clone()], set)),
+            }
+            let chain = self.reserve("ct", redirect.name.as_str());
+            self.chains.insert(chain.clone(), rules);
+            Target::Jump(chain)
+        } else {
+            set
+        };
+        tests(side, redirect, &servers)
+            .into_iter()
+            .map(|mut tests| {
+                tests.extend(exceptions.test(Side::Destination));
+                tests.extend((leg == Leg::Servers).then_some(Match::NewConnection));
+                tests.extend((!closer).then(|| comment.clone()));
+                Rule::new(tests, target.clone())
+            })
+            .collect()
+    }
+
+    /// Rule 4: sends on what bears the mark of an appliance, but of none of these.
+    fn by_connection_mark(&self, not: &[usize]) -> Vec<Rule> {
+        self.model
+            .appliances()
+            .filter(|(index, _)| !not.contains(index))
+            .filter_map(|(index, appliance)| {
+                Some(Rule::new(
+                    vec![Match::ConnectionMark(appliance.mark)],
+                    Target::Goto(self.towards.get(&index)?.clone()),
+                ))
+            })
+            .collect()
+    }
+
+    /// Rule 5.
+    fn seal(&mut self) {
+        let mut rules = Vec::new();
+        for (_, appliance) in self.model.appliances() {
+            let interface = IfPattern::Exact(appliance.interface.clone());
+            let output = Match::Output {
+                negated: false,
+                interface: interface.clone(),
+            };
+            let mut own = vec![Rule::new(vec![output], Target::Return)];
+            if appliance.macs.is_empty() {
+                own.push(Rule::new(vec![input(&interface)], Target::Return));
+            }
+            own.extend(
+                appliance.macs.iter().map(|mac| {
+                    Rule::new(vec![input(&interface), Match::Mac(*mac)], Target::Return)
+                }),
+            );
+            let comment = Match::Comment(seal_comment(appliance));
+            own.push(Rule::new(vec![comment], Target::Drop));
+            let chain = self.reserve("seal", appliance.name.as_str());
+            self.chains.insert(chain.clone(), own);
+            for marked in [
+                Match::ConnectionMark(appliance.mark),
+                Match::PacketMark(appliance.mark),
+            ] {
+                rules.push(Rule::new(vec![marked], Target::Jump(chain.clone())));
+            }
+        }
+        self.chains.insert(FORWARD_CHAIN.to_owned(), rules);
+    }
+
+    /// The redirects that have servers of this family.
+    fn redirects(&self) -> Vec<(usize, &'p Redirect, &'p Appliance)> {
+        self.model
+            .redirects()
+            .filter(|(_, redirect, _)| !redirect.servers.is_empty_of(self.family))
+            .collect()
+    }
+
+    fn prefixes(&self, networks: &Networks) -> Vec<IpNet> {
+        match self.family {
+            Family::V4 => networks
+                .v4
+                .iter()
+                .flat_map(Range::<u32>::prefixes)
+                .collect(),
+            Family::V6 => networks
+                .v6
+                .iter()
+                .flat_map(Range::<u128>::prefixes)
+                .collect(),
+        }
+    }
+
+    fn servers(&mut self, index: usize, redirect: &Redirect) -> Servers {
+        let prefixes = self.prefixes(&redirect.servers);
+        if prefixes.iter().any(|network| network.prefix_len() == 0) {
+            return Servers::Each(vec![None]);
+        }
+        if prefixes.len() <= HANDFUL {
+            return Servers::Each(prefixes.into_iter().map(Some).collect());
+        }
+        if self.with_sets {
+            return Servers::Set(self.set(redirect, prefixes));
+        }
+        if prefixes.len() > MANY_RULES {
+            let message = format!(
+                "redirect `{}` has {} server networks and this router has no ipset, so each is a rule that packets to its ports must pass",
+                redirect.name,
+                prefixes.len()
+            );
+            let redirect = index;
+            self.warnings.insert(index, Warning { redirect, message });
+        }
+        Servers::Chain(prefixes)
+    }
+
+    fn exceptions(&mut self, redirect: &Redirect) -> Exceptions {
+        let prefixes = self.prefixes(&redirect.except_clients);
+        match *prefixes.as_slice() {
+            [] => Exceptions::None,
+            [network] if network.prefix_len() == 0 => Exceptions::All,
+            [network] => Exceptions::One(network),
+            _ if self.with_sets => Exceptions::Set(self.set(redirect, prefixes)),
+            _ => Exceptions::Chain(prefixes),
+        }
+    }
+
+    /// A set that is named by what is in it. Other networks make another set, so that rules
+    /// and networks change over in one commit, and no rule ever sees half a set.
+    fn set(&mut self, redirect: &Redirect, mut networks: Vec<IpNet>) -> String {
+        networks.sort();
+        let mut digest = Sha256::new();
+        for network in &networks {
+            digest.update(network.to_string());
+            digest.update("\n");
+        }
+        let mut suffix = String::from("-");
+        for byte in digest.finalize().iter().take(4) {
+            let _ = write!(suffix, "{byte:02x}");
+        }
+        let mut name = format!("{PREFIX}{}", redirect.name);
+        // One byte is left for the name of a spare, with which it may be swapped.
+        name.truncate(SET_NAME_MAX - 1 - suffix.len());
+        name.push_str(&suffix);
+        let set = Set {
+            name: name.clone(),
+            family: self.family,
+            networks,
+            others: Vec::new(),
+        };
+        self.sets.insert(name.clone(), set);
+        name
+    }
+}
+
+fn hook(chain: &str, to: &str) -> Hook {
+    Hook {
+        chain: chain.to_owned(),
+        before: 0,
+        rule: Rule::new(Vec::new(), Target::Jump(to.to_owned())),
+    }
+}
+
+fn means(wide: &[IfPattern], pattern: &IfPattern) -> bool {
+    wide.iter().any(|wide| wide.covers(pattern))
+}
+
+/// An interface or pattern as part of a chain's name.
+fn plain(pattern: &IfPattern) -> &str {
+    match pattern {
+        IfPattern::Exact(name) => name.as_str(),
+        IfPattern::Prefix(prefix) => prefix,
+    }
+}
+
+fn input(pattern: &IfPattern) -> Match {
+    let interface = match pattern {
+        IfPattern::Prefix(prefix) if prefix.len() >= INTERFACE_MAX => {
+            IfName::new(prefix).map_or_else(|_| pattern.clone(), IfPattern::Exact)
+        }
+        _ => pattern.clone(),
+    };
+    Match::Input {
+        negated: false,
+        interface,
+    }
+}
+
+fn is(side: Side, network: IpNet) -> Match {
+    Match::Address {
+        side,
+        negated: false,
+        network,
+    }
+}
+
+/// The tests for a redirect's ports and, as far as they are tested here, servers: one list
+/// for each rule that is needed.
+fn tests(side: Side, redirect: &Redirect, servers: &Servers) -> Vec<Vec<Match>> {
+    let addresses: Vec<Option<Match>> = match servers {
+        Servers::Each(networks) => networks
+            .iter()
+            .map(|network| network.map(|network| is(side, network)))
+            .collect(),
+        Servers::Set(set) => vec![Some(Match::InSet {
+            side,
+            negated: false,
+            set: set.clone(),
+        })],
+        Servers::Chain(_) => vec![None],
+    };
+    let ports = port_groups(redirect);
+    let mut all = Vec::with_capacity(addresses.len() * ports.len());
+    for address in addresses {
+        for ports in &ports {
+            let mut tests = vec![
+                Match::Tcp,
+                Match::Ports {
+                    side,
+                    ports: ports.clone(),
+                },
+            ];
+            tests.extend(address.clone());
+            all.push(tests);
+        }
+    }
+    all
+}
+
+/// The ports of a redirect, as many at a time as one `multiport` takes.
+fn port_groups(redirect: &Redirect) -> Vec<Vec<PortRange>> {
+    let mut groups: Vec<Vec<PortRange>> = Vec::new();
+    let mut used = MULTIPORT;
+    for range in &redirect.ports {
+        let slots = if range.first == range.last { 1 } else { 2 };
+        match groups.last_mut() {
+            Some(group) if used + slots <= MULTIPORT => {
+                group.push(*range);
+                used += slots;
+            }
+            _ => {
+                groups.push(vec![*range]);
+                used = slots;
+            }
+        }
+    }
+    groups
+}
