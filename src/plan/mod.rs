@@ -5,6 +5,7 @@
 
 mod ledger;
 pub mod names;
+pub mod packets;
 pub mod planner;
 
 use std::path::PathBuf;

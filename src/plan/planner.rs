@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Change, Ledger, Plan, names};
+use super::{Change, Ledger, Plan, names, packets};
 use crate::net::{
     Action, Family, IfName, IfPattern, Networks, Range, Route, RouteKind, RouteProtocol,
     RoutingRule, RuleSelectors,
 };
-use crate::observation::{Availability, Observed, Setting, Sysctl};
-use crate::policy::{Appliance, BackendChoice, OnApplianceDown, Policy, Redirect, RpFilterChoice};
-use crate::rules::{self, Model};
+use crate::observation::{Observed, Setting, Sysctl};
+use crate::policy::{Appliance, OnApplianceDown, Policy, Redirect, RpFilterChoice};
+use crate::rules::Model;
 
 /// What was planned, and what speaks against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -396,20 +396,15 @@ impl Planner<'_> {
     }
 
     fn packets(&mut self) -> Vec<Change> {
-        let to = rules::nftables::table(self.policy);
-        if let (Some(_), Availability::Missing(why)) = (&to, &self.observed.nftables_availability) {
-            let chosen = self.policy.options.backend;
-            self.planned.refusals.push(Finding {
-                key: (chosen == BackendChoice::Nftables).then(|| "options.backend".to_owned()),
-                message: format!("this kernel cannot hold nftables rules: {why}"),
-                hint: "a kernel with `CONFIG_NF_TABLES_INET` is needed; `modprobe nf_tables` may load it".to_owned(),
-            });
-        }
-        let from = self.observed.nftables.clone();
-        if from == to {
-            Vec::new()
-        } else {
-            vec![Change::Nftables { from, to }]
+        match packets::changes(self.policy, self.observed) {
+            Ok((changes, warnings)) => {
+                self.planned.warnings.extend(warnings);
+                changes
+            }
+            Err(refusal) => {
+                self.planned.refusals.push(refusal);
+                Vec::new()
+            }
         }
     }
 
