@@ -3,6 +3,7 @@
 pub mod files;
 pub mod iptables;
 pub mod netlink;
+pub mod nftables;
 pub mod process;
 pub mod route;
 pub mod sysctl;

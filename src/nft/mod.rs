@@ -6,6 +6,11 @@
 //! that `nft` takes is a rendering of the very same list. So the dry-run, the
 //! comparison and the kernel cannot mean different things.
 
+pub(crate) mod abi;
+pub mod decode;
+pub mod text;
+pub mod wire;
+
 use serde::{Deserialize, Serialize};
 
 use crate::net::{MacAddr, Range, Ranges};
