@@ -146,6 +146,9 @@ pub struct TableNames {
     pub drop_in_directory: bool,
     /// Whether this iproute2 reads drop-ins.
     pub drop_ins_read: bool,
+    /// Which of the two directories hold something that is not ours.
+    #[serde(default)]
+    pub shared: Vec<PathBuf>,
     /// Names that others gave to table numbers: number, name and file.
     pub others: Vec<(u32, String, PathBuf)>,
 }

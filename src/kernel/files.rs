@@ -49,7 +49,11 @@ pub fn read_bytes(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, KernelErro
     Ok(read_with_mode(path, limit)?.map(|(bytes, _)| bytes))
 }
 
-fn read_with_mode(path: &Path, limit: u64) -> Result<Option<(Vec<u8>, u32)>, KernelError> {
+/// The bytes and the mode of the file at `path`; as [`read_bytes`].
+pub(super) fn read_with_mode(
+    path: &Path,
+    limit: u64,
+) -> Result<Option<(Vec<u8>, u32)>, KernelError> {
     let action = || format!("cannot read `{}`", path.display());
     let failed = |error| explain(action(), error);
     // Non-blocking: a pipe put there by someone must not hold us up.
@@ -150,6 +154,40 @@ pub fn remove(path: &Path) -> Result<(), KernelError> {
         let _ = fs::remove_file(beside);
     }
     sync_parent(path).map_err(failed)
+}
+
+/// Takes the file at `path` from what is in it to what is to be in it; `None`: there is none.
+///
+/// # Errors
+/// If something else than `from` is there by now, or it cannot be written. It is then
+/// as it was.
+pub fn change(
+    path: &Path,
+    from: Option<&FileContent>,
+    to: Option<&FileContent>,
+) -> Result<(), KernelError> {
+    let limit = from.map_or(0, |from| from.text.len() as u64);
+    let is_as_expected = match read_with_mode(path, limit) {
+        Ok(Some((bytes, mode))) => {
+            from.is_some_and(|from| from.text.as_bytes() == bytes && from.mode == mode)
+        }
+        Ok(None) => from.is_none(),
+        // Longer than it should be.
+        Err(error) if error.source.is_none() => false,
+        Err(error) => return Err(error),
+    };
+    if !is_as_expected {
+        return Err(KernelError::because(
+            format!("cannot change `{}`", path.display()),
+            "somebody else has just changed it",
+        )
+        .hint("run it again"));
+    }
+    match to {
+        Some(to) => replace(path, to),
+        None if from.is_some() => remove(path),
+        None => Ok(()),
+    }
 }
 
 /// Makes the directory `path`, whatever the umask with this mode. Its parent must exist.
@@ -255,6 +293,29 @@ mod tests {
         remove(&path).unwrap();
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
         assert!(remove(&path).is_err());
+    }
+
+    #[test]
+    fn a_file_is_changed_only_if_it_is_as_it_was() {
+        let scratch = Scratch::new("files-change");
+        let path = scratch.path().join("a");
+        let (one, two) = (text("one", 0o644), text("two, longer", 0o600));
+        change(&path, None, Some(&one)).unwrap();
+        for wrong in [
+            None,
+            Some(&two),
+            Some(&text("one", 0o600)),
+            Some(&text("uno", 0o644)),
+        ] {
+            let error = change(&path, wrong, Some(&two)).unwrap_err();
+            assert_eq!(error.reason, "somebody else has just changed it");
+            assert_eq!(read(&path, 99).unwrap().as_ref(), Some(&one));
+        }
+        change(&path, Some(&one), Some(&two)).unwrap();
+        assert_eq!(read(&path, 99).unwrap().as_ref(), Some(&two));
+        change(&path, Some(&two), None).unwrap();
+        assert!(change(&path, Some(&two), None).is_err());
+        change(&path, None, None).unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod files;
 pub mod iptables;
+pub mod names;
 pub mod netlink;
 pub mod nftables;
 pub mod process;

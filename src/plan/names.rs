@@ -21,6 +21,12 @@ const HEADER: &str = "# Written by redirect, and removed by `redirect teardown`.
 /// Ends each line of ours in everybody's file.
 const TAG: &str = "\t# redirect";
 
+/// Whether a line of [`MAIN`] is ours.
+#[must_use]
+pub fn is_ours(line: &str) -> bool {
+    line.trim_end_matches('\n').ends_with(TAG)
+}
+
 /// What to make so that the tables have their names, and what to remove afterwards.
 #[must_use]
 pub fn changes(
@@ -100,7 +106,9 @@ pub fn changes(
         for path in ledger.directories.iter().rev() {
             let exists = (path == Path::new(DIRECTORY) && names.directory)
                 || (path == Path::new(DROP_IN_DIRECTORY) && names.drop_in_directory);
-            if exists {
+            // What others have since put there keeps it, and those above it.
+            let is_shared = names.shared.iter().any(|shared| shared.starts_with(path));
+            if exists && !is_shared {
                 removals.push(Change::Directory {
                     path: path.clone(),
                     from: true,
@@ -116,7 +124,7 @@ pub fn changes(
 fn strip(text: &str) -> String {
     let mut kept: String = text
         .split_inclusive('\n')
-        .filter(|line| !line.trim_end_matches('\n').ends_with(TAG))
+        .filter(|line| !is_ours(line))
         .collect();
     // Where the file's last line had no end, ours came with the end before them.
     if text.ends_with(TAG) && kept.ends_with('\n') {

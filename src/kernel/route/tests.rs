@@ -21,6 +21,9 @@ fn with_veth(test: &str) -> bool {
         return false;
     }
     ip("link add sps0 type veth peer name far0");
+    // Link-local addresses and their routes would come in their own time.
+    ip("link set sps0 addrgenmode none");
+    ip("link set far0 addrgenmode none");
     ip("address add 10.30.0.1/24 dev sps0");
     ip("address add fd00:30::1/64 dev sps0 nodad");
     ip("link set sps0 up");
@@ -30,6 +33,8 @@ fn with_veth(test: &str) -> bool {
 
 fn with_second_veth() {
     ip("link add cli0 type veth peer name far1");
+    ip("link set cli0 addrgenmode none");
+    ip("link set far1 addrgenmode none");
     ip("address add 10.40.0.1/24 dev cli0");
     ip("address add fd00:40::1/64 dev cli0 nodad");
     ip("link set cli0 up");
