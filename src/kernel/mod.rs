@@ -1,5 +1,6 @@
 //! The code that acts: thin, without decisions of its own.
 
+pub mod conntrack;
 pub mod files;
 pub mod iptables;
 pub mod names;

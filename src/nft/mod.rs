@@ -8,6 +8,7 @@
 
 pub(crate) mod abi;
 pub mod decode;
+pub mod difference;
 pub mod text;
 pub mod wire;
 
