@@ -187,6 +187,8 @@ pub enum Availability {
     Available,
     /// It cannot, and why.
     Missing(String),
+    /// Nobody may ask without privilege. What is there is then not known either.
+    Unknown(String),
 }
 
 /// What iptables commands this router has, and what its kernel holds for them.

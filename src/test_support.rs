@@ -1,12 +1,15 @@
 //! What tests of several modules need.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::kernel::process;
+use crate::kernel::{files, process};
+use crate::observation::FileContent;
 use crate::policy::{self, Policy, Source};
 
 /// A directory of a test's own, removed when dropped.
@@ -72,4 +75,41 @@ pub(crate) fn policy(text: &str) -> Policy {
         Ok(reading) => reading.policy,
         Err(errors) => panic!("{:#?}", errors.diagnostics),
     }
+}
+
+/// Gives the calling thread an `/etc/iproute2` of its own, as Debian has it. `false`, said loudly,
+/// where that is not permitted.
+#[must_use]
+pub(crate) fn own_table_names(test: &str) -> bool {
+    let none = None::<&str>;
+    let mounted = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| {
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(none, "/", none, private, none)
+        })
+        .and_then(|()| {
+            let (kind, at) = (Some("tmpfs"), "/etc/iproute2");
+            mount(kind, at, kind, MsFlags::empty(), none)
+        });
+    if let Err(errno) = mounted {
+        eprintln!("SKIPPED {test}: no mounts of its own: {errno}");
+        return false;
+    }
+    fs::create_dir("/etc/iproute2/rt_tables.d").unwrap();
+    let text = "255\tlocal\n254\tmain\n253\tdefault\n0\tunspec\n".to_owned();
+    let content = FileContent { text, mode: 0o644 };
+    files::replace(Path::new("/etc/iproute2/rt_tables"), &content).unwrap();
+    true
+}
+
+/// What a shell prints for this script, whatever its status.
+pub(crate) fn shell(script: &str) -> String {
+    let output = process::run("sh", &["-c", script], b"", Duration::from_secs(30)).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Writes to a file that is there, such as one under `/proc/sys`.
+pub(crate) fn write(path: &str, value: &str) {
+    let file = OpenOptions::new().write(true).open(path);
+    file.unwrap().write_all(value.as_bytes()).unwrap();
 }

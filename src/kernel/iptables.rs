@@ -13,14 +13,20 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
+use super::netlink::{Netlink, Payload, Protocol};
 use super::process::{self, Output};
 use super::{FailureKind, KernelError};
 use crate::iptables::parse::{self, Saved};
-use crate::iptables::{Match, Ruleset, Set, Target, Variant, Version, command_of, write};
+use crate::iptables::{
+    Match, PREROUTING_CHAIN, Ruleset, Set, Target, Variant, Version, command_of, write,
+};
 use crate::net::Family;
+use crate::nft::abi;
 use crate::observation::{Availability, Iptables, IptablesProgram, IptablesRules};
 use crate::plan::{Change, Plan};
 
+/// The one table that ours are in.
+const TABLE: &str = "mangle";
 /// Longest time that a command may take. A commit of 100,000 rules takes the legacy
 /// commands seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,6 +132,53 @@ fn saved(command: &str) -> Result<Saved, KernelError> {
             "look with `{program}`; rules that it cannot show must be made with iptables, or go elsewhere"
         ))
     })
+}
+
+/// Whether there may be chains of ours: asked of the kernel, and no program started. Its legacy
+/// part does not say which chains it has, only whether it has any.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn may_hold_ours() -> Result<bool, KernelError> {
+    for family in Family::ALL {
+        if legacy_tables(family)?.lines().any(|table| table == TABLE) || nft_has_ours(family)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether the table that `iptables-nft` keeps in `nf_tables` has our chain.
+fn nft_has_ours(family: Family) -> Result<bool, KernelError> {
+    // `AF_INET`, `AF_INET6`
+    let number = match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    };
+    let name = |name: &str| [name.as_bytes(), &[0]].concat();
+    let chain = Payload::new(&[number, 0, 0, 0])
+        .with(abi::chain::TABLE, &name(TABLE))
+        .with(abi::chain::NAME, &name(PREROUTING_CHAIN));
+    let asked = Netlink::open(Protocol::Netfilter)
+        .and_then(|mut socket| socket.ask(abi::message::GET_CHAIN, 0, &chain, |_| Ok(Some(()))));
+    match asked {
+        Ok(chains) => Ok(!chains.is_empty()),
+        // No such chain; no such table; no `nf_tables`.
+        Err(error)
+            if matches!(
+                error.errno(),
+                Some(
+                    Errno::ENOENT
+                        | Errno::EOPNOTSUPP
+                        | Errno::EAFNOSUPPORT
+                        | Errno::EPROTONOSUPPORT
+                )
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error.during("cannot look for chains made with iptables")),
+    }
 }
 
 /// How often our rules with comments matched, those of both families.

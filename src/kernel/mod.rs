@@ -8,6 +8,7 @@ pub mod netlink;
 pub mod nftables;
 pub mod process;
 pub mod route;
+pub mod router;
 pub mod sysctl;
 
 use std::io;

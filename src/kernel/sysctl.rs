@@ -1,14 +1,18 @@
 //! Settings under `/proc/sys/net`.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use nix::libc;
 
 use super::{KernelError, files};
+use crate::net::IfName;
 use crate::observation::Sysctl;
 
+/// What new interfaces copy from; it is named as one.
+const DEFAULT: &str = "default";
 /// Longest value that is read, in bytes; ours are a digit.
 const LIMIT: u64 = 4096;
 
@@ -21,7 +25,7 @@ pub fn read(sysctl: &Sysctl) -> Result<Option<String>, KernelError> {
     Ok(files::read(&sysctl.path(), LIMIT)?.map(|content| content.text.trim_end().to_owned()))
 }
 
-/// Writes `value` to `sysctl`, if it holds `expected`.
+/// Writes `value` to `sysctl`, if it holds `expected`, and changes no other setting by that.
 ///
 /// # Errors
 /// If it does not exist, holds something else by now, or cannot be written.
@@ -38,20 +42,49 @@ pub fn write(sysctl: &Sysctl, expected: &str, value: &str) -> Result<(), KernelE
             .hint("run it again"));
         }
     }
-    // In one write, or the kernel would take the parts for values of their own.
+    if sysctl.interface.as_ref().map(IfName::as_str) == Some(DEFAULT) {
+        detach(sysctl).map_err(|error| KernelError::io(action(), error))?;
+    }
+    put(&sysctl.path(), value).map_err(|error| KernelError::io(action(), error))
+}
+
+/// Makes every interface keep its own value when `default` changes.
+///
+/// What is written to `default` goes to every interface whose own value nobody has ever written
+/// (`devinet_copy_dflt_conf` in `net/ipv4/devinet.c`), not only to new ones. Writing to each
+/// what it holds ends that.
+fn detach(default: &Sysctl) -> io::Result<()> {
+    let folder = format!("/proc/sys/net/{}/conf", default.family.sysctl_name());
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == "all" || name == DEFAULT {
+            continue;
+        }
+        let path = entry.path().join(default.setting.name());
+        // Interfaces come and go.
+        match fs::read_to_string(&path).and_then(|held| put(&path, held.trim_end())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes in one go: the kernel would take parts for values of their own.
+fn put(path: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NOFOLLOW)
-        .open(sysctl.path())
-        .and_then(|mut file| file.write_all(format!("{value}\n").as_bytes()))
-        .map_err(|error| KernelError::io(action(), error))
+        .open(path)?
+        .write_all(format!("{value}\n").as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::IfName;
     use crate::observation::Setting;
+    use crate::test_support::{ip, own_network, shell};
 
     #[test]
     fn a_setting_is_read_and_an_absent_one_is_absent() {
@@ -77,5 +110,38 @@ mod tests {
             error.to_string(),
             "cannot set `net/ipv6/conf/lo/rp_filter` to 1: it does not exist"
         );
+    }
+
+    #[test]
+    fn what_is_written_to_default_stays_there() {
+        if !own_network("what_is_written_to_default_stays_there") {
+            return;
+        }
+        ip("link add sps0 type veth peer name far0");
+        let of = |name: &str| Sysctl::ipv4(&IfName::new(name).unwrap(), Setting::RpFilter);
+        let value = |name: &str| read(&of(name)).unwrap().unwrap();
+        let (before, other) = match value("default").as_str() {
+            "1" => ("1", "2"),
+            "2" => ("2", "1"),
+            _ => ("0", "1"),
+        };
+        let own = value("sps0");
+        // The kernel's way.
+        shell(&format!(
+            "echo {other} >/proc/sys/net/ipv4/conf/default/rp_filter"
+        ));
+        assert_eq!(
+            (value("default").as_str(), value("sps0").as_str()),
+            (other, other)
+        );
+        shell(&format!(
+            "echo {before} >/proc/sys/net/ipv4/conf/default/rp_filter"
+        ));
+        assert_eq!(value("sps0"), own);
+        // Ours.
+        write(&of("default"), before, other).unwrap();
+        assert_eq!((value("default").as_str(), value("sps0")), (other, own));
+        ip("link add new0 type veth peer name new1");
+        assert_eq!(value("new0"), other);
     }
 }

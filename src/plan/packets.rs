@@ -27,10 +27,10 @@ pub fn backend<'o>(policy: &Policy, observed: &'o Observed) -> Result<Backend<'o
     let choice = policy.options.backend;
     let key = (choice != BackendChoice::Auto).then(|| "options.backend".to_owned());
     let lacks_nftables = match &observed.nftables_availability {
-        Availability::Available if choice != BackendChoice::Iptables => {
+        Availability::Available | Availability::Unknown(_) if choice != BackendChoice::Iptables => {
             return Ok(Backend::Nftables);
         }
-        Availability::Available => String::new(),
+        Availability::Available | Availability::Unknown(_) => String::new(),
         Availability::Missing(why) if choice == BackendChoice::Nftables => {
             return Err(Finding {
                 key,

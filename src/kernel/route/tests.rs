@@ -2,14 +2,12 @@
 //! against captures.
 
 use std::fmt::Debug;
-use std::fs::OpenOptions;
-use std::io::Write;
 
 use serde_json::Value;
 
 use super::*;
 use crate::net::{Action, Mark, RulePriority, RuleSelectors};
-use crate::test_support::{ip, ip_json, own_network};
+use crate::test_support::{ip, ip_json, own_network, write};
 
 fn name(name: &str) -> IfName {
     IfName::new(name).unwrap()
@@ -39,11 +37,6 @@ fn with_second_veth() {
     ip("address add fd00:40::1/64 dev cli0 nodad");
     ip("link set cli0 up");
     ip("link set far1 up");
-}
-
-fn write(path: &str, value: &str) {
-    let file = OpenOptions::new().write(true).open(path);
-    file.unwrap().write_all(value.as_bytes()).unwrap();
 }
 
 fn our_rule(family: Family) -> RoutingRule {
