@@ -16,6 +16,10 @@
 //! as the kernel holds them, [`kernel`] the thin code that acts, [`journal`] what
 //! survives a crash, [`commands`] one file a command.
 
+pub mod cli;
+pub mod commands;
+pub mod engine;
+pub mod failure;
 pub mod iptables;
 pub mod journal;
 pub mod kernel;
@@ -24,7 +28,8 @@ pub mod nft;
 pub mod observation;
 pub mod plan;
 pub mod policy;
-
+pub mod render;
 pub mod rules;
+pub mod terminal;
 #[cfg(test)]
 mod test_support;

@@ -1,3 +1,7 @@
 //! The `redirect` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    redirect::commands::run()
+}

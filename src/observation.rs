@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::iptables;
-use crate::net::{Family, IfName, MacAddr, Route, RoutingRule};
+use crate::net::{Family, IfName, IfPattern, MacAddr, Route, RoutingRule};
 use crate::nft;
 use crate::plan::names;
+use crate::policy::Policy;
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -285,6 +286,91 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// A router on which nothing of ours is, which has the links that `policy` names, all
+    /// appliances on-link, strict reverse path filtering, as distributions set it, and a
+    /// present-day iptables with ipset.
+    #[must_use]
+    pub fn clean(policy: &Policy) -> Self {
+        let mut names: Vec<IfName> = Vec::new();
+        let mut name = |wanted: &IfName| {
+            if !names.contains(wanted) {
+                names.push(wanted.clone());
+            }
+        };
+        for appliance in &policy.appliances {
+            name(&appliance.interface);
+        }
+        for redirect in &policy.redirects {
+            for pattern in redirect
+                .client_interfaces
+                .iter()
+                .chain(&redirect.server_interfaces)
+            {
+                if let IfPattern::Exact(exact) = pattern {
+                    name(exact);
+                }
+            }
+        }
+        let links: Vec<Link> = (1..)
+            .zip(&names)
+            .map(|(index, name)| Link {
+                index,
+                name: name.clone(),
+                up: true,
+                running: true,
+                mac: None,
+                kind: None,
+                master: None,
+            })
+            .collect();
+        let mut addresses = Vec::new();
+        for appliance in &policy.appliances {
+            let link = links.iter().find(|link| link.name == appliance.interface);
+            addresses.extend(link.into_iter().flat_map(|link| {
+                appliance.addresses.iter().map(|address| Address {
+                    link: link.index,
+                    network: IpNet::from(*address),
+                    peer: Some(*address),
+                })
+            }));
+        }
+        let mut sysctls = BTreeMap::new();
+        for setting in [Setting::RpFilter, Setting::SendRedirects] {
+            let of_links = names.iter().map(|name| Sysctl::ipv4(name, setting));
+            for sysctl in of_links.chain([Sysctl::ipv4_all(setting)]) {
+                sysctls.insert(sysctl.to_string(), (sysctl, "1".to_owned()));
+            }
+        }
+        Self {
+            links,
+            addresses,
+            rules: Vec::new(),
+            routes: Vec::new(),
+            nftables: None,
+            nftables_availability: Availability::Available,
+            iptables: Iptables {
+                programs: vec![IptablesProgram {
+                    variant: iptables::Variant::Nft,
+                    command: "iptables".to_owned(),
+                    version: iptables::Version(1, 8, 9),
+                    families: Family::ALL
+                        .into_iter()
+                        .map(|family| (family, IptablesRules::default()))
+                        .collect(),
+                }],
+                ipset: Availability::Available,
+                sets: Vec::new(),
+            },
+            sysctls,
+            table_names: TableNames {
+                directory: true,
+                drop_in_directory: true,
+                drop_ins_read: true,
+                ..TableNames::default()
+            },
+        }
+    }
+
     /// The interface of this name.
     #[must_use]
     pub fn link(&self, name: &IfName) -> Option<&Link> {

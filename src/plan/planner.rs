@@ -174,7 +174,7 @@ impl Planner<'_> {
                         && self.observed.link(name).is_none()
                     {
                         self.refuse(
-                            format!("redirect[{index}].{kind}"),
+                            format!("redirect[{}].{kind}", index + 1),
                             format!("there is no interface `{name}` on this router"),
                             self.which_interfaces(),
                         );
@@ -196,7 +196,7 @@ impl Planner<'_> {
             && shares_with_servers(appliance, redirect, self.observed)
         {
             self.refuse(
-                format!("redirect[{index}].appliance"),
+                format!("redirect[{}].appliance", index + 1),
                 format!(
                     "servers of redirect `{}` are on `{}`, as the appliance is, and with `snat = true` the router cannot tell their answers from the appliance's own packets",
                     redirect.name, appliance.interface

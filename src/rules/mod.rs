@@ -12,13 +12,19 @@
 //! | 2 | with SNAT: from the appliance, to a server and port | connection mark set |
 //! | 3 | with SNAT and a server interface: in on it, from a server and port, connection new | connection mark set |
 //! | 4 | not from the appliance, connection marked | packet mark set |
+//! | 4a | with SNAT: not from the appliance, from a server and port, invalid, neither SYN nor RST | packet mark set |
 //! | 5 | forwarded, marked, not from the appliance, not out towards it | refused (the seal) |
 //!
-//! Two of them say a little more than marks strictly need, each for a leak that
-//! would otherwise be possible:
+//! Three of them say more than one would expect, each for something that was measured:
 //!
 //! - Rule 1 marks the packet itself and not only its connection, for packets that
-//!   connection tracking does not know (NOTRACK, or out of its window) have none.
+//!   connection tracking does not know (NOTRACK, or out of its window) have none, and
+//!   would go to the server.
+//! - Rule 4a is for an appliance that dials servers with the client's address *and* port. Both
+//!   connections are then one to connection tracking, with two sequence spaces, so that
+//!   packets of one of them are invalid; without this rule, the servers' answers among them
+//!   would go to the client, and most sessions hang. A SYN or RST is left alone, for
+//!   those of a bystander whose packets come another way are invalid here too.
 //! - The seal asks for the packet's mark *or* its connection's, for a later chain of
 //!   somebody else may overwrite the packet's before it is routed.
 //!
@@ -76,19 +82,37 @@ pub struct Packet {
     pub destination: IpAddr,
     /// Its TCP ports, source and destination; none for other protocols.
     pub ports: Option<(u16, u16)>,
-    /// Whether it is a bare SYN.
-    pub syn: bool,
+    /// Its TCP flags, as [`Packet::SYN`] and its like; 0 for other protocols.
+    pub flags: u8,
     /// What connection tracking says of it.
     pub connection: Connection,
     /// Its mark.
     pub mark: u32,
 }
 
+impl Packet {
+    /// TCP's FIN (RFC 9293, 3.1).
+    pub const FIN: u8 = 0x01;
+    /// TCP's SYN.
+    pub const SYN: u8 = 0x02;
+    /// TCP's RST.
+    pub const RST: u8 = 0x04;
+    /// TCP's ACK.
+    pub const ACK: u8 = 0x10;
+
+    /// Whether it opens a connection: a SYN and nothing else.
+    fn is_pure_syn(&self) -> bool {
+        self.flags & (Self::FIN | Self::SYN | Self::RST | Self::ACK) == Self::SYN
+    }
+}
+
 /// What connection tracking says of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connection {
-    /// Nothing: untracked, or invalid.
-    Unknown,
+    /// It was told not to look (NOTRACK).
+    Untracked,
+    /// The packet fits no connection, or is out of its window.
+    Invalid,
     /// The first packet of a connection that bears this mark.
     New(u32),
     /// A packet of a known connection that bears this mark.
@@ -100,14 +124,14 @@ impl Connection {
     #[must_use]
     pub fn mark(self) -> Option<u32> {
         match self {
-            Self::Unknown => None,
+            Self::Untracked | Self::Invalid => None,
             Self::New(mark) | Self::Known(mark) => Some(mark),
         }
     }
 
     fn set_mark(&mut self, to: u32) {
         match self {
-            Self::Unknown => {}
+            Self::Untracked | Self::Invalid => {}
             Self::New(mark) | Self::Known(mark) => *mark = to,
         }
     }
@@ -221,6 +245,16 @@ impl<'p> Model<'p> {
         });
         if let Some((_, appliance)) = bearer {
             marked.mark = appliance.mark.set_on(marked.mark);
+        } else if packet.connection == Connection::Invalid
+            && packet.flags & (Packet::SYN | Packet::RST) == 0
+            && let Some((_, _, appliance)) = self.redirects().find(|(_, redirect, appliance)| {
+                redirect.snat
+                    && !from(appliance)
+                    && from_servers(redirect, packet)
+                    && !redirect.except_clients.contains(packet.destination)
+            })
+        {
+            marked.mark = appliance.mark.set_on(marked.mark);
         }
         marked
     }
@@ -238,7 +272,11 @@ impl<'p> Model<'p> {
         if let Some((_, bearer)) = self.appliances().find(|(_, appliance)| bears(appliance)) {
             return Some(bearer);
         }
-        let begins = packet.syn && matches!(packet.connection, Connection::New(_));
+        // What has no connection has none to go on with, either.
+        if packet.connection.mark().is_none() {
+            return Some(appliance);
+        }
+        let begins = packet.is_pure_syn() && matches!(packet.connection, Connection::New(_));
         (self.policy.options.established == Established::Redirect || begins).then_some(appliance)
     }
 

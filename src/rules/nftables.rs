@@ -262,7 +262,7 @@ impl Renderer<'_> {
             if redirect.snat && meant(&redirect.server_interfaces) {
                 each_family(redirect, Side::Source, |matched| {
                     rules.push(Rule::counted(
-                        new_connection().into_iter().chain(matched),
+                        in_state(NEW).into_iter().chain(matched),
                         set_connection_mark(self.mark_of(redirect)),
                         Leg::Servers.comment(redirect),
                     ));
@@ -275,6 +275,25 @@ impl Renderer<'_> {
             ))]));
         } else {
             rules.extend(self.by_connection_mark(|index| !from.contains(&index)));
+            rules.extend(self.invalid(from));
+        }
+        rules
+    }
+
+    /// Rule 4a, for what is from the appliances `from`.
+    fn invalid(&self, from: &[usize]) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for redirect in &self.policy.redirects {
+            let Some(appliance) = self.policy.appliance_of(redirect) else {
+                continue;
+            };
+            if redirect.snat && !from.contains(&redirect.appliance) {
+                each_family(redirect, Side::Source, |matched| {
+                    let send = Expression::Verdict(Verdict::Goto(appliance_chain(appliance)));
+                    let invalid = in_state(INVALID).into_iter().chain(neither_syn_nor_rst());
+                    rules.push(Rule::of(invalid.chain(matched).chain([send])));
+                });
+            }
         }
         rules
     }
@@ -309,14 +328,22 @@ impl Renderer<'_> {
         }
         let matched: Vec<_> = match self.policy.options.established {
             Established::Redirect => Vec::new(),
-            Established::Keep => pure_syn().into_iter().chain(new_connection()).collect(),
+            Established::Keep => pure_syn().into_iter().chain(in_state(NEW)).collect(),
         };
-        let taken = set_connection_mark(appliance.mark)
+        // Without a connection the rule ends where its mark is loaded, so that the counter is
+        // not reached, and the last rule takes the packet.
+        let matched = matched
             .into_iter()
-            .chain([send]);
+            .chain(set_connection_mark(appliance.mark));
         rules.push(Rule::counted(
             matched,
-            taken,
+            [send.clone()],
+            Leg::Clients.comment(redirect),
+        ));
+        let unknown = in_state(INVALID | UNTRACKED);
+        rules.push(Rule::counted(
+            unknown,
+            [send],
             Leg::Clients.comment(redirect),
         ));
         self.chain(&redirect_chain(redirect), rules);
@@ -324,10 +351,15 @@ impl Renderer<'_> {
 
     /// Rule 4, and what it does.
     fn marked(&mut self) {
-        self.chain(
-            "marked",
-            self.by_connection_mark(|_| true).into_iter().collect(),
-        );
+        let mut marked: Vec<Rule> = self.by_connection_mark(|_| true).into_iter().collect();
+        let invalid = self.invalid(&[]);
+        if !invalid.is_empty() {
+            // One test for all that is valid, however many redirects there are.
+            let look = Expression::Verdict(Verdict::Goto("invalid".to_owned()));
+            marked.push(Rule::of(in_state(INVALID).into_iter().chain([look])));
+            self.chain("invalid", invalid);
+        }
+        self.chain("marked", marked);
         for (_, appliance) in self.model.appliances() {
             let rules = vec![Rule::counted(
                 [],
@@ -555,12 +587,38 @@ fn pure_syn() -> Vec<Expression> {
     ]
 }
 
-/// `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`, 1 << 3.
-fn new_connection() -> Vec<Expression> {
+/// `tcp flags & (syn | rst) == 0`.
+fn neither_syn_nor_rst() -> Vec<Expression> {
+    vec![
+        Expression::MetaLoad(MetaKey::Protocol),
+        equals(vec![6]),
+        Expression::Payload {
+            base: PayloadBase::Transport,
+            offset: 13,
+            length: 1,
+        },
+        Expression::Bitwise {
+            mask: vec![0x06],
+            xor: vec![0],
+        },
+        equals(vec![0]),
+    ]
+}
+
+/// `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`
+/// (`include/uapi/linux/netfilter/nf_conntrack_common.h`).
+const NEW: u32 = 1 << 3;
+/// `NF_CT_STATE_INVALID_BIT`.
+const INVALID: u32 = 1;
+/// `NF_CT_STATE_UNTRACKED_BIT`.
+const UNTRACKED: u32 = 1 << 6;
+
+/// In one of these states. Asking for it never ends a rule, as asking for a mark does.
+fn in_state(states: u32) -> Vec<Expression> {
     vec![
         Expression::CtLoad(CtKey::State),
         Expression::Bitwise {
-            mask: 8_u32.to_ne_bytes().to_vec(),
+            mask: states.to_ne_bytes().to_vec(),
             xor: vec![0; 4],
         },
         Expression::Compare {

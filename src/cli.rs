@@ -1,0 +1,181 @@
+//! What can be typed. Man page and completions come from this very definition.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the policy is, unless given.
+pub const POLICY: &str = "/etc/redirect/policy.toml";
+
+/// Sends selected sessions that cross this router to a session-recording appliance,
+/// and proves that it did.
+#[derive(Debug, Parser)]
+#[command(
+    name = "redirect",
+    version,
+    max_term_width = 100,
+    infer_subcommands = false
+)]
+#[command(after_help = "\
+Exit status: 0 done, or in sync; 1 failed, and the router is as it was; 2 drift, or changes pending;
+64 usage; 65 bad policy; 69 the router lacks something; 75 another run holds the lock; 77 not permitted.
+
+First steps: `redirect check policy.toml`, `redirect apply --dry-run policy.toml`,
+`redirect apply --confirm 120 policy.toml`, then `redirect confirm` over a fresh connection.")]
+pub struct Cli {
+    /// Say nothing on standard error but warnings and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the router match the policy; a second run changes nothing
+    Apply(Apply),
+    /// Show what apply would change, object by object
+    Diff(Diff),
+    /// Take all of it back, and restore what was there before
+    Teardown(Teardown),
+    /// Show whether what was applied is in place, and what goes through it
+    Status(Status),
+    /// Print the JSON Schema of the policy, for editors
+    Schema,
+}
+
+/// Which policy.
+#[derive(Debug, Args)]
+pub struct PolicyArg {
+    /// The policy file; `-` reads standard input
+    #[arg(value_name = "POLICY", default_value = POLICY)]
+    pub policy: PathBuf,
+}
+
+/// How the router is looked at.
+#[derive(Debug, Args)]
+pub struct OfflineArg {
+    /// Look at nothing, and assume a clean router: for another machine than the router
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Waiting for others.
+#[derive(Debug, Args)]
+pub struct WaitArg {
+    /// How long to wait at most for another run to finish: seconds, or `90s`, `10m`, `8h`
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "0")]
+    pub wait: Duration,
+}
+
+/// `redirect apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub policy: PolicyArg,
+    /// Print the equivalent shell commands instead; changes nothing and needs no privilege
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How to print them
+    #[arg(long, value_enum, default_value_t, requires = "dry_run")]
+    pub format: Format,
+    /// With --dry-run: look at nothing, and assume a clean router
+    #[arg(long, requires = "dry_run")]
+    pub offline: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: WaitArg,
+}
+
+/// `redirect diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub policy: PolicyArg,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub offline: OfflineArg,
+    /// For machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `redirect teardown`.
+#[derive(Debug, Args)]
+pub struct Teardown {
+    /// Print the equivalent shell commands instead; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How to print them
+    #[arg(long, value_enum, default_value_t, requires = "dry_run")]
+    pub format: Format,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: WaitArg,
+}
+
+/// `redirect status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// For machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a plan is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A POSIX shell script
+    #[default]
+    Shell,
+    /// The plan as JSON
+    Json,
+}
+
+/// Reads `90`, `90s`, `10m`, `8h` or `2d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
+        Some((at, _)) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        _ => return Err("a number of seconds, or one with `s`, `m`, `h` or `d`".to_owned()),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "a whole number is wanted".to_owned())?;
+    number
+        .checked_mul(seconds)
+        .filter(|seconds| *seconds <= 366 * 86400)
+        .map(Duration::from_secs)
+        .ok_or_else(|| "at most a year".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("8h"), Ok(Duration::from_secs(8 * 3600)));
+        for wrong in ["", "h", "8x", "-1", "99999999999999999999", "9999999999h"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

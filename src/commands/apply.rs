@@ -1,0 +1,80 @@
+//! `redirect apply`: makes the router match the policy.
+
+use super::{offline, plan_unlocked, read_policy, refused, show_warnings};
+use crate::cli::{Apply, Format};
+use crate::engine::{Engine, Goal};
+use crate::failure::{Exit, Failure};
+use crate::journal::{self, Kind, Location};
+use crate::kernel::router::Router;
+use crate::plan::planner::Stage;
+use crate::render;
+use crate::terminal::Terminal;
+
+pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
+    let (policy, source) = read_policy(&args.policy.policy, terminal)?;
+    let goal = Goal {
+        kind: Kind::Apply,
+        policy: &policy,
+        source: Some(&source),
+        stage: Stage::Complete,
+    };
+    if args.dry_run {
+        let planned = if args.offline {
+            offline(&goal)
+        } else {
+            plan_unlocked(&goal)?
+        };
+        show_warnings(&planned, terminal);
+        if !planned.refusals.is_empty() {
+            return Err(refused(
+                &planned.refusals,
+                "this policy cannot be applied here",
+            ));
+        }
+        let about = about(args, &source.name);
+        return match args.format {
+            Format::Shell => terminal.data(&render::shell::script(&planned.plan, &about)),
+            Format::Json => terminal.data(&render::json::plan(&planned.plan)),
+        }
+        .map(|()| Exit::Done);
+    }
+    let mut router = Router::open()?;
+    let location = Location::new(journal::DIRECTORY)?;
+    let mut engine = Engine::open(&mut router, &location, args.wait.wait)?;
+    let observed = engine.observe(&goal)?;
+    let planned = engine.plan(&goal, &observed);
+    show_warnings(&planned, terminal);
+    if !planned.refusals.is_empty() {
+        return Err(refused(
+            &planned.refusals,
+            "this policy cannot be applied here",
+        ));
+    }
+    let digest = journal::Digest::of(&source);
+    if planned.plan.is_empty() {
+        if engine.journal().in_force().policy.as_ref() != Some(&digest) {
+            engine.note_policy(&goal)?;
+        }
+        terminal.note("nothing to change: the router matches the policy");
+        return Ok(Exit::Done);
+    }
+    engine.perform(&goal, &planned.plan)?;
+    let count = planned.plan.changes.len();
+    terminal.note(&format!(
+        "applied: {} in place, {count} {} made",
+        super::counted(policy.redirects.len(), "redirect", "redirects"),
+        if count == 1 { "change" } else { "changes" },
+    ));
+    Ok(Exit::Done)
+}
+
+fn about(args: &Apply, name: &str) -> Vec<String> {
+    let mut about = vec![
+        format!("What `redirect apply {name}` would do, as shell commands, in the same order."),
+        "Nothing has been changed by printing them. To be run as root.".to_owned(),
+    ];
+    if args.offline {
+        about.push("Printed offline: no router was looked at, a clean one is assumed.".to_owned());
+    }
+    about
+}

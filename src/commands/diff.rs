@@ -1,0 +1,47 @@
+//! `redirect diff`: what apply would change.
+
+use super::{counted, offline, plan_unlocked, read_policy, refused, show_warnings};
+use crate::cli::Diff;
+use crate::engine::Goal;
+use crate::failure::{Exit, Failure};
+use crate::journal::Kind;
+use crate::plan::planner::Stage;
+use crate::render::{difference, json};
+use crate::terminal::Terminal;
+
+pub(super) fn run(args: &Diff, terminal: &Terminal) -> Result<Exit, Failure> {
+    let (policy, source) = read_policy(&args.policy.policy, terminal)?;
+    let goal = Goal {
+        kind: Kind::Apply,
+        policy: &policy,
+        source: Some(&source),
+        stage: Stage::Complete,
+    };
+    let planned = if args.offline.offline {
+        offline(&goal)
+    } else {
+        plan_unlocked(&goal)?
+    };
+    show_warnings(&planned, terminal);
+    let differences = difference::differences(&planned.plan);
+    if args.json {
+        terminal.data(&json::differences(&differences))?;
+    } else {
+        terminal.data(&difference::text(&differences, terminal.colour_out()))?;
+    }
+    if !planned.refusals.is_empty() {
+        return Err(refused(
+            &planned.refusals,
+            "this policy cannot be applied here",
+        ));
+    }
+    if planned.plan.is_empty() {
+        terminal.note("no difference: the router matches the policy");
+        return Ok(Exit::Done);
+    }
+    terminal.note(&format!(
+        "{} pending; `redirect apply` makes them",
+        counted(differences.len(), "change", "changes")
+    ));
+    Ok(Exit::Pending)
+}

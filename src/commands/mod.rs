@@ -1,0 +1,158 @@
+//! One file a command. Each reads what was typed, asks a planner, and hands the plan
+//! to one interpreter.
+
+mod apply;
+mod diff;
+mod schema;
+mod status;
+mod teardown;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::engine::{Goal, policy_in_force};
+use crate::failure::{Exit, Failure};
+use crate::journal::{self, Journal, Location};
+use crate::kernel::router::Router;
+use crate::kernel::{Kernel, Wish};
+use crate::observation::Observed;
+use crate::plan::Ledger;
+use crate::plan::planner::{self, Finding, Planned};
+use crate::policy::{self, Policy, Source, Style};
+use crate::terminal::Terminal;
+
+/// Runs the command that was typed; what it fails with is shown here and nowhere else.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap prints each where it belongs.
+            _ = error.print();
+            let exit = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
+            return ExitCode::from(exit as u8);
+        }
+    };
+    let terminal = Terminal::of_this_process(cli.quiet);
+    let exit = match perform(&cli, &terminal) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            terminal.fail(&failure);
+            failure.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn perform(cli: &Cli, terminal: &Terminal) -> Result<Exit, Failure> {
+    match &cli.command {
+        Command::Apply(args) => apply::run(args, terminal),
+        Command::Diff(args) => diff::run(args, terminal),
+        Command::Teardown(args) => teardown::run(args, terminal),
+        Command::Status(args) => status::run(args, terminal),
+        Command::Schema => schema::run(terminal),
+    }
+}
+
+/// Reads the policy that was named; its warnings are shown, its errors are the failure.
+fn read_policy(path: &Path, terminal: &Terminal) -> Result<(Policy, Source), Failure> {
+    let source = if path == Path::new("-") {
+        Source::from_stdin()
+    } else {
+        Source::load(path)
+    };
+    let source = source.map_err(|error| {
+        let failure = Failure::new(Exit::BadPolicy, error.to_string());
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    let style = |color| Style {
+        color,
+        ..Style::default()
+    };
+    match policy::read(&source) {
+        Ok(reading) => {
+            if !reading.warnings.is_empty() {
+                let text = policy::render(&reading.warnings, &source, style(terminal.colour_err()));
+                terminal.note(text.trim_end());
+            }
+            Ok((reading.policy, source))
+        }
+        Err(errors) => {
+            let mut failure = Failure::new(
+                Exit::BadPolicy,
+                format!(
+                    "`{}` is not a sound policy; nothing was changed",
+                    source.name
+                ),
+            );
+            failure.report = Some(policy::render(
+                &errors.diagnostics,
+                &source,
+                style(terminal.colour_err()),
+            ));
+            Err(failure)
+        }
+    }
+}
+
+/// A failure because the router does not suit the policy.
+fn refused(refusals: &[Finding], what: &str) -> Failure {
+    let message = match refusals {
+        [only] => format!("{what}: {}", only.message),
+        many => format!("{what}, for {} reasons", many.len()),
+    };
+    let mut failure = Failure::new(Exit::Lacking, message);
+    for refusal in refusals {
+        let key = refusal
+            .key
+            .as_ref()
+            .map_or_else(String::new, |key| format!("`{key}`: "));
+        if refusals.len() > 1 {
+            failure = failure.detail(format!("{key}{}", refusal.message));
+        }
+        failure = failure.hint(format!("{key}{}", refusal.hint));
+    }
+    failure.detail("nothing was changed")
+}
+
+fn show_warnings(planned: &Planned, terminal: &Terminal) {
+    for warning in &planned.warnings {
+        terminal.warn(&warning.message, Some(&warning.hint));
+    }
+}
+
+/// The plan of a command that changes nothing: no lock is taken, and no journal is made.
+fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {
+    let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
+    let before = policy_in_force(&journal)?;
+    let observed = Router::open()?.observe(&Wish {
+        policies: &[goal.policy, &before],
+    })?;
+    Ok(planner::plan(
+        goal.policy,
+        &observed,
+        &journal.in_force().ledger,
+        goal.stage,
+    ))
+}
+
+/// The plan for a clean router that has what the policy names.
+fn offline(goal: &Goal<'_>) -> Planned {
+    let observed = Observed::clean(goal.policy);
+    planner::plan(goal.policy, &observed, &Ledger::default(), goal.stage)
+}
+
+/// `1 change`, `2 changes`.
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}

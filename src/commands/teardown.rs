@@ -1,0 +1,58 @@
+//! `redirect teardown`: takes all of it back, by our marks of ownership and by what the
+//! journal remembers; it needs neither the policy file nor, for all but sysctls, the journal.
+
+use super::{counted, plan_unlocked};
+use crate::cli::{Format, Teardown};
+use crate::engine::{Engine, Goal};
+use crate::failure::{Exit, Failure};
+use crate::journal::{self, Invocation, Kind, Location, Locked};
+use crate::kernel::router::Router;
+use crate::plan::planner::Stage;
+use crate::policy::Policy;
+use crate::render;
+use crate::terminal::Terminal;
+
+pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure> {
+    let nothing = Policy::default();
+    let goal = Goal {
+        kind: Kind::Teardown,
+        policy: &nothing,
+        source: None,
+        stage: Stage::Complete,
+    };
+    if args.dry_run {
+        let planned = plan_unlocked(&goal)?;
+        let about = [
+            "What `redirect teardown` would do, as shell commands, in the same order.".to_owned(),
+            "Nothing has been changed by printing them. To be run as root.".to_owned(),
+        ];
+        return match args.format {
+            Format::Shell => terminal.data(&render::shell::script(&planned.plan, &about)),
+            Format::Json => terminal.data(&render::json::plan(&planned.plan)),
+        }
+        .map(|()| Exit::Done);
+    }
+    let mut router = Router::open()?;
+    let location = Location::new(journal::DIRECTORY)?;
+    let (journal, aside) =
+        Locked::acquire_setting_aside(&location, Invocation::current(), args.wait.wait)?;
+    if let Some(aside) = aside {
+        terminal.warn(
+            &format!("the journal was damaged, and is now {}", aside.display()),
+            Some("sysctls that it remembered cannot be restored; see `sysctl -a | grep -e rp_filter -e send_redirects`"),
+        );
+    }
+    let mut engine = Engine::with(&mut router, journal)?;
+    let observed = engine.observe(&goal)?;
+    let planned = engine.plan(&goal, &observed);
+    if planned.plan.is_empty() && engine.journal().in_force().policy.is_none() {
+        terminal.note("nothing to take back: there is nothing of redirect on this router");
+        return Ok(Exit::Done);
+    }
+    engine.perform(&goal, &planned.plan)?;
+    terminal.note(&format!(
+        "torn down: {} made; sessions go to the servers directly, unrecorded",
+        counted(planned.plan.changes.len(), "change", "changes")
+    ));
+    Ok(Exit::Done)
+}

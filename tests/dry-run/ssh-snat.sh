@@ -1,0 +1,94 @@
+#!/bin/sh
+# What `redirect apply examples/ssh-snat.toml` would do, as shell commands, in the same order.
+# Nothing has been changed by printing them. To be run as root.
+# Printed offline: no router was looked at, a clean one is assumed.
+set -eu
+
+# 1. Give the routing table its name, so that `ip` can show it.
+cat > /etc/iproute2/rt_tables.d/redirect.conf <<'EOF'
+# Written by redirect, and removed by `redirect teardown`.
+103	scb
+EOF
+chmod 0644 /etc/iproute2/rt_tables.d/redirect.conf
+
+# 2. Where the appliance cannot be reached, refuse its sessions instead of letting
+#    them pass it by: the kernel comes to this route only when the next one is gone.
+ip -4 route add unreachable default table 103 metric 4294967295 proto 103
+
+# 3. The way to the appliance, in a table of its own.
+ip -4 route add default via 10.30.0.2 dev sps0 table 103 proto 103
+
+# 4. Route what bears the mark by that table. Other bits of the mark do not matter.
+ip -4 rule add priority 900 fwmark 0x1000000/0xf000000 lookup 103 protocol 103
+
+# 5. Accept packets from the appliance with other hosts' addresses: loose reverse
+#    path filtering, here only (it holds 1).
+echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
+
+# 6. Mark the sessions, all rules in one commit: from here on they go to the appliance.
+nft -f - <<'EOF'
+table inet scb-redirect {
+	set ports_ssh {
+		type inet_service;
+		flags interval;
+		elements = { 22 };
+	}
+
+	set servers4_ssh {
+		type ipv4_addr;
+		flags interval;
+		elements = { 10.20.0.0/24 };
+	}
+
+	chain forward {
+		type filter hook forward priority -140; policy accept;  # mangle + 10
+		ct mark and 0x0f000000 vmap { 0x01000000 : goto seal_scb }
+		meta mark and 0x0f000000 vmap { 0x01000000 : goto seal_scb }
+	}
+
+	chain in_eth0 {
+		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
+		goto marked
+	}
+
+	chain in_eth1 {
+		ct state new tcp sport @ports_ssh ip saddr @servers4_ssh counter ct mark set ct mark and 0xf0ffffff or 0x01000000 comment "ssh: from servers"
+		goto marked
+	}
+
+	chain in_sps0 {
+		meta mark set meta mark and 0xf0ffffff
+		tcp dport @ports_ssh ip daddr @servers4_ssh counter ct mark set ct mark and 0xf0ffffff or 0x01000000 comment "ssh: from the appliance"
+	}
+
+	chain invalid {
+		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_ssh ip saddr @servers4_ssh goto to_scb
+	}
+
+	chain marked {
+		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb }
+		ct state invalid goto invalid
+	}
+
+	chain prerouting {
+		type filter hook prerouting priority -140; policy accept;  # mangle + 10
+		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
+		goto marked
+	}
+
+	chain redirect_ssh {
+		ct mark set ct mark and 0xf0ffffff or 0x01000000 counter goto to_scb comment "ssh: from clients"
+		ct state invalid,untracked counter goto to_scb comment "ssh: from clients"
+	}
+
+	chain seal_scb {
+		oifname "sps0" return
+		iifname "sps0" return
+		counter reject with icmpx type admin-prohibited comment "scb: sealed"
+	}
+
+	chain to_scb {
+		counter meta mark set meta mark and 0xf0ffffff or 0x01000000 accept comment "scb: sent to the appliance"
+	}
+}
+EOF

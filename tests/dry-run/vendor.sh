@@ -1,0 +1,49 @@
+#!/bin/sh
+# What `redirect apply examples/vendor.toml` would do, as shell commands, in the same order.
+# Nothing has been changed by printing them. To be run as root.
+# Printed offline: no router was looked at, a clean one is assumed.
+set -eu
+
+# 1. Give the routing table its name, so that `ip` can show it.
+cat > /etc/iproute2/rt_tables.d/redirect.conf <<'EOF'
+# Written by redirect, and removed by `redirect teardown`.
+103	scb
+EOF
+chmod 0644 /etc/iproute2/rt_tables.d/redirect.conf
+
+# 2. The way to the appliance, in a table of its own.
+ip -4 route add default via 10.30.0.2 dev sps0 table 103 proto 103
+
+# 3. Route what bears the mark by that table. Other bits of the mark do not matter.
+ip -4 rule add priority 32765 fwmark 0x1/0xffffffff lookup 103 protocol 103
+
+# 4. Set rp_filter (it holds 1).
+echo 0 > /proc/sys/net/ipv4/conf/sps0/rp_filter
+
+# 5. Set rp_filter (it holds 1).
+echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter
+
+# 6. Mark the IPv4 sessions, in chains of our own: from here on they go to the
+#    appliance.
+# our own chains; nothing leads into them yet
+iptables -t mangle -N scb-redirect
+iptables -t mangle -N scb-redirect-in-eth0
+iptables -t mangle -N scb-redirect-in-eth1
+iptables -t mangle -N scb-redirect-in-sps0
+iptables -t mangle -N scb-redirect-on-rdp
+iptables -t mangle -N scb-redirect-to-scb
+iptables -t mangle -A scb-redirect -i eth0 -g scb-redirect-in-eth0
+iptables -t mangle -A scb-redirect -i eth1 -g scb-redirect-in-eth1
+iptables -t mangle -A scb-redirect -i sps0 -g scb-redirect-in-sps0
+iptables -t mangle -A scb-redirect -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
+iptables -t mangle -A scb-redirect-in-eth0 -d 10.20.0.0/24 -p tcp -m multiport --dports 3389 -g scb-redirect-on-rdp
+iptables -t mangle -A scb-redirect-in-eth0 -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
+iptables -t mangle -A scb-redirect-in-eth1 -s 10.20.0.0/24 -p tcp -m multiport --sports 3389 -m conntrack --ctstate NEW -m comment --comment 'rdp: from servers' -j CONNMARK --set-xmark 0x1/0xffffffff
+iptables -t mangle -A scb-redirect-in-eth1 -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
+iptables -t mangle -A scb-redirect-in-sps0 -j MARK --set-xmark 0x0/0xffffffff
+iptables -t mangle -A scb-redirect-in-sps0 -d 10.20.0.0/24 -p tcp -m multiport --dports 3389 -m comment --comment 'rdp: from the appliance' -j CONNMARK --set-xmark 0x1/0xffffffff
+iptables -t mangle -A scb-redirect-on-rdp -m comment --comment 'rdp: from clients' -j CONNMARK --set-xmark 0x1/0xffffffff
+iptables -t mangle -A scb-redirect-on-rdp -g scb-redirect-to-scb
+iptables -t mangle -A scb-redirect-to-scb -m comment --comment 'scb: sent to the appliance' -j MARK --set-xmark 0x1/0xffffffff
+# from here on they are in force
+iptables -t mangle -I PREROUTING 1 -j scb-redirect
