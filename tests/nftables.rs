@@ -6,7 +6,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
@@ -18,10 +17,12 @@ use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
+use redirect::kernel::netlink::{attributes, messages};
 use redirect::kernel::nftables::Nftables;
 use redirect::net::{MacAddr, Range, Ranges, Step};
 use redirect::nft::{
-    Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, Table, Verdict, text,
+    Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, TABLE, Table,
+    Verdict, decode, text, wire,
 };
 use serde_json::Value;
 
@@ -43,16 +44,16 @@ fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> Option<T> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the tests start `nft` as a witness, as a person would"
+    reason = "the tests start `nft` and `ip` as a person would"
 )]
-fn nft(arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new("nft")
+fn run(program: &str, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("`nft` must be installed for these tests");
+        .unwrap_or_else(|error| panic!("these tests need `{program}`: {error}"));
     child
         .stdin
         .take()
@@ -60,6 +61,10 @@ fn nft(arguments: &[&str], input: &str) -> Output {
         .write_all(input.as_bytes())
         .unwrap();
     child.wait_with_output().unwrap()
+}
+
+fn nft(arguments: &[&str], input: &str) -> Output {
+    run("nft", arguments, input)
 }
 
 fn nft_file(input: &str) {
@@ -824,4 +829,396 @@ fn a_change_piece_by_piece_ends_where_a_fresh_table_does() {
         }
     });
     let _ = done;
+}
+
+/// A chain that hangs nowhere.
+fn plain(name: &str, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name: name.to_owned(),
+        base: None,
+        rules,
+    }
+}
+
+fn rule(expressions: Vec<Expression>) -> Rule {
+    Rule {
+        expressions,
+        comment: None,
+    }
+}
+
+fn goto(chain: &str) -> Expression {
+    Expression::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+fn v4_set(name: &str, ranges: &[(u32, u32)]) -> Set {
+    let ranges = ranges.iter().map(|&pair| Range::from(pair)).collect();
+    Set {
+        name: name.to_owned(),
+        elements: Elements::V4(Ranges::merged(ranges)),
+    }
+}
+
+/// A small table: one set, a base chain that counts what is to its networks.
+fn small() -> Table {
+    Table {
+        sets: vec![v4_set("v4_a", &[(0x7f00_0000, 0x7fff_ffff)])],
+        chains: vec![
+            Chain {
+                name: "input".to_owned(),
+                base: Some(Base {
+                    kind: "filter".to_owned(),
+                    hook: 1,
+                    priority: 0,
+                    policy: 1,
+                }),
+                rules: vec![Rule {
+                    expressions: vec![
+                        Expression::MetaLoad(MetaKey::Family),
+                        equals([2]),
+                        payload(PayloadBase::Network, 16, 4),
+                        Expression::Lookup {
+                            set: "v4_a".to_owned(),
+                            invert: false,
+                        },
+                        Expression::Counter,
+                    ],
+                    comment: Some("counted".to_owned()),
+                }],
+            },
+            plain("other", Vec::new()),
+        ],
+        ..Table::default()
+    }
+}
+
+const CIRCLE: &str = "cannot add rule 1 of chain `third`";
+
+#[test]
+fn a_failure_in_the_middle_leaves_all_as_it_was_and_says_where() {
+    let mut missing_chain = small();
+    missing_chain.chains[1].rules = vec![rule(vec![Expression::Counter]), rule(vec![goto("no")])];
+    let mut missing_set = small();
+    missing_set.chains[1].rules = vec![rule(vec![
+        Expression::MetaLoad(MetaKey::Mark),
+        Expression::Lookup {
+            set: "no".to_owned(),
+            invert: false,
+        },
+    ])];
+    let mut circle = small();
+    circle.chains[1].rules = vec![rule(vec![goto("third")])];
+    circle
+        .chains
+        .push(plain("third", vec![rule(vec![goto("other")])]));
+    circle.chains[0].rules.push(rule(vec![goto("other")]));
+    let mut overlapping = small();
+    let verdict = |first, last| (Range { first, last }, Verdict::Drop);
+    overlapping.sets.insert(
+        0,
+        Set {
+            name: "map".to_owned(),
+            elements: Elements::V4Verdicts(vec![verdict(1, 9), verdict(5, 12)]),
+        },
+    );
+    let mut unknown = small();
+    unknown.chains[1].rules = vec![rule(vec![Expression::Foreign {
+        name: "no-such-instruction".to_owned(),
+        data: Vec::new(),
+    }])];
+    let mut nowhere = small();
+    nowhere.chains.push(Chain {
+        name: "x".to_owned(),
+        base: Some(Base {
+            kind: "filter".to_owned(),
+            hook: 77,
+            priority: 0,
+            policy: 1,
+        }),
+        rules: Vec::new(),
+    });
+    let cases = [
+        (
+            missing_chain,
+            "cannot add rule 2 of chain `other`, at its `immediate`",
+        ),
+        (
+            missing_set,
+            "cannot add rule 1 of chain `other`, at its `lookup`",
+        ),
+        (circle, CIRCLE),
+        (overlapping, "cannot add `0.0.0.5` to set `map`"),
+        (
+            unknown,
+            "cannot add rule 1 of chain `other`, at its `no-such-instruction`",
+        ),
+        (nowhere, "cannot add chain `x`"),
+    ];
+    let _ = in_namespace(|| {
+        nft_file("table ip others { chain c { counter; }; }");
+        let mut kernel = Nftables::open().unwrap();
+        for from in [None, Some(small())] {
+            kernel.commit(None, from.as_ref()).unwrap();
+            let before = listing();
+            for (to, words) in &cases {
+                for is_real in [false, true] {
+                    let result = if is_real {
+                        kernel.commit(from.as_ref(), Some(to))
+                    } else {
+                        kernel.validate(from.as_ref(), Some(to))
+                    };
+                    // A circle in a fresh table is only looked for at the batch's end.
+                    if result.is_ok() && !is_real && *words == CIRCLE {
+                        continue;
+                    }
+                    let error = result.unwrap_err();
+                    assert!(error.action.starts_with(words), "{words}: {error}");
+                    assert_eq!(kernel.read().unwrap(), from);
+                    assert_eq!(listing(), before, "{words}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn nothing_is_overwritten_that_was_not_seen() {
+    let _ = in_namespace(|| {
+        let mut kernel = Nftables::open().unwrap();
+        kernel.commit(None, Some(&small())).unwrap();
+        let found = kernel.read().unwrap();
+        let mut to = small();
+        to.sets[0] = v4_set("v4_a", &[(1, 1)]);
+        // Somebody commits elsewhere: that is none of our business.
+        nft_file("table ip others { chain c { counter; }; }");
+        kernel.commit(found.as_ref(), Some(&to)).unwrap();
+        assert_eq!(kernel.read().unwrap().as_ref(), Some(&to));
+        // Somebody changes our table after we looked.
+        nft_file("add element inet scb-redirect v4_a { 9.9.9.9 }");
+        let error = kernel.commit(Some(&to), Some(&small())).unwrap_err();
+        assert!(error.reason.contains("not as it was"), "{error}");
+        let error = kernel.commit(Some(&to), None).unwrap_err();
+        assert!(error.reason.contains("not as it was"), "{error}");
+        let error = kernel.commit(None, Some(&to)).unwrap_err();
+        assert!(error.reason.contains("not as it was"), "{error}");
+        let listed = listing()
+            .iter()
+            .any(|object| object.to_string().contains("9.9.9.9"));
+        assert!(listed, "what the other one did must still be there");
+        // Having looked again, we may.
+        let found = kernel.read().unwrap();
+        assert_ne!(found.as_ref(), Some(&to));
+        kernel.commit(found.as_ref(), Some(&small())).unwrap();
+        assert_eq!(kernel.read().unwrap(), Some(small()));
+    });
+}
+
+#[test]
+fn others_keep_all_that_is_theirs() {
+    let _ = in_namespace(|| {
+        let theirs = "table inet other { set s { type ipv4_addr; flags interval; elements = { 1.2.3.0/24 }; }
+            chain c { type filter hook forward priority 0; ip saddr @s counter drop; }; }
+            table ip scb-redirect { chain c { counter; }; }
+            table inet scb-redirect-2 { chain c { counter; }; }";
+        nft_file(theirs);
+        let before = listing();
+        let mut kernel = Nftables::open().unwrap();
+        assert_eq!(kernel.read().unwrap(), None);
+        let mut random = Random(3);
+        let mut now = None;
+        for round in 0..20 {
+            let next = (round % 4 != 0).then(|| table(&mut random));
+            kernel.commit(now.as_ref(), next.as_ref()).unwrap();
+            now = next;
+        }
+        kernel.commit(now.as_ref(), None).unwrap();
+        assert_eq!(listing(), before);
+    });
+}
+
+#[test]
+fn what_others_put_into_our_table_is_seen_and_goes() {
+    let _ = in_namespace(|| {
+        let mut kernel = Nftables::open().unwrap();
+        let ours = small();
+        for drift in [
+            "add rule inet scb-redirect other limit rate 1/second accept",
+            "add rule inet scb-redirect other tcp dport { 1, 2 } accept",
+            "add rule inet scb-redirect other ip saddr . tcp dport vmap { 1.2.3.4 . 5 : drop }",
+            "add rule inet scb-redirect other jump { counter; }",
+            "insert rule inet scb-redirect input meta mark set ct mark",
+            "add set inet scb-redirect zz { type ipv4_addr; timeout 3s; }",
+            "add set inet scb-redirect zz { type ipv4_addr . inet_service; }",
+            "add element inet scb-redirect v4_a { 128.0.0.0/8 }",
+            "add element inet scb-redirect v4_a { 0.0.0.0/8 }",
+            "delete element inet scb-redirect v4_a { 127.0.0.0/8 }",
+            "add counter inet scb-redirect c",
+            "add chain inet scb-redirect hooked { type nat hook output priority 5; policy drop; }",
+            "add chain inet scb-redirect other2; add rule inet scb-redirect other2 goto other",
+            "add table inet scb-redirect { flags dormant; }",
+            "flush chain inet scb-redirect input",
+            "delete chain inet scb-redirect other",
+            "add map inet scb-redirect m { type ipv4_addr : verdict; flags interval; elements = { 1.2.3.4 : goto other }; }",
+        ] {
+            kernel.commit(None, Some(&ours)).unwrap();
+            nft_file(drift);
+            let found = kernel.read().unwrap();
+            assert_ne!(found.as_ref(), Some(&ours), "{drift}");
+            let differences = redirect::nft::difference::between(Some(&ours), found.as_ref());
+            assert!(!differences.is_empty(), "{drift}");
+            for one in &differences {
+                eprintln!("{drift}\n    {one} {:?}", one.lines);
+            }
+            let before = listing();
+            kernel
+                .commit(found.as_ref(), Some(&ours))
+                .unwrap_or_else(|error| panic!("{drift}: {error}"));
+            assert_eq!(kernel.read().unwrap().as_ref(), Some(&ours), "{drift}");
+            // And back, as far as it can be put back: else it is said, and nothing happens.
+            match kernel.commit(Some(&ours), found.as_ref()) {
+                Ok(()) => {
+                    assert_eq!(kernel.read().unwrap(), found, "{drift}");
+                    assert_eq!(sorted(&listing()), sorted(&before), "{drift}");
+                    eprintln!("    put back");
+                }
+                Err(error) => {
+                    eprintln!("    {error}");
+                    assert_eq!(kernel.read().unwrap().as_ref(), Some(&ours), "{drift}");
+                }
+            }
+            let now = kernel.read().unwrap();
+            kernel.commit(now.as_ref(), None).unwrap();
+        }
+    });
+}
+
+#[test]
+fn unchanged_chains_keep_their_counters() {
+    let _ = in_namespace(|| {
+        assert!(run("ip", &["link", "set", "lo", "up"], "").status.success());
+        let mut kernel = Nftables::open().unwrap();
+        kernel.commit(None, Some(&small())).unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        let count = kernel.counters().unwrap().with_comment("counted");
+        assert_eq!((count.packets, count.bytes), (1, 29));
+        let mut to = small();
+        to.sets[0] = v4_set("v4_a", &[(0x7f00_0000, 0x7fff_ffff), (1, 1)]);
+        to.chains[1].rules.push(rule(vec![Expression::Counter]));
+        kernel.commit(Some(&small()), Some(&to)).unwrap();
+        assert_eq!(kernel.counters().unwrap().with_comment("counted"), count);
+        assert_eq!(kernel.counters().unwrap().iter().count(), 2);
+    });
+}
+
+#[test]
+fn no_write_is_sent_where_nothing_changes() {
+    let _ = in_namespace(|| {
+        let mut kernel = Nftables::open().unwrap();
+        kernel.commit(None, Some(&small())).unwrap();
+        let generation = kernel.generation().unwrap();
+        kernel.commit(Some(&small()), Some(&small())).unwrap();
+        kernel.commit(None, None).unwrap();
+        kernel.validate(Some(&small()), None).unwrap();
+        kernel.read().unwrap();
+        assert_eq!(kernel.generation().unwrap(), generation);
+        kernel.commit(Some(&small()), None).unwrap();
+        assert_ne!(kernel.generation().unwrap(), generation);
+    });
+}
+
+/// Every message of every transaction, from anything to anything, names our table. A table's
+/// deletion that did not would delete all tables of the family.
+#[test]
+fn every_message_is_about_our_table() {
+    let mut random = Random(99);
+    let mut now: Option<Table> = None;
+    let mut deletions = 0;
+    for _ in 0..300 {
+        let next = (!random.chance(6)).then(|| match &now {
+            Some(old) if random.chance(2) => neighbour(old, &mut random),
+            _ => table(&mut random),
+        });
+        let transaction = wire::transaction(now.as_ref(), next.as_ref(), Some(7)).unwrap();
+        now = next;
+        let Some(transaction) = transaction else {
+            continue;
+        };
+        let all: Vec<_> = messages(transaction.bytes()).map(Result::unwrap).collect();
+        let [begin, inner @ .., end] = all.as_slice() else {
+            panic!("no batch");
+        };
+        assert_eq!((begin.kind, end.kind), (0x10, 0x11));
+        assert!(!inner.is_empty());
+        for message in inner {
+            let (preamble, rest) = message.payload.split_at(4);
+            assert_eq!(preamble, [1, 0, 0, 0], "family inet");
+            let first = attributes(rest).next().unwrap().unwrap();
+            assert_eq!((first.kind, first.text().as_str()), (1, TABLE));
+            deletions += usize::from(message.kind == 10 << 8 | 2);
+        }
+        for (sequence, message) in (1..).zip(&all) {
+            assert_eq!(message.sequence, sequence);
+        }
+    }
+    assert!(deletions > 10);
+}
+
+/// Whatever the kernel, or what says it is the kernel, answers, reading it ends without a panic.
+#[test]
+fn no_answer_causes_a_panic() {
+    let mut random = Random(5);
+    let transaction = wire::transaction(None, Some(&table(&mut random)), None)
+        .unwrap()
+        .unwrap();
+    let payloads: Vec<Vec<u8>> = messages(transaction.bytes())
+        .map(|message| message.unwrap().payload.to_vec())
+        .collect();
+    let mut understood = 0;
+    for _ in 0..100_000 {
+        let mut bytes = random.pick(&payloads).clone();
+        for _ in 0..random.below(3) {
+            let at = random.below(bytes.len());
+            bytes[at] = u8::try_from(random.below(256)).unwrap();
+        }
+        if random.chance(4) {
+            bytes.truncate(random.below(bytes.len()));
+        }
+        let _ = decode::table_head(&bytes);
+        let _ = decode::chain_head(&bytes);
+        let _ = decode::count(&bytes);
+        let _ = decode::other("object", &bytes);
+        let _ = decode::generation(&bytes);
+        let mut sets = Vec::new();
+        for payload in [&bytes, random.pick(&payloads)] {
+            if let Ok(Some(head)) = decode::set_head(payload) {
+                let mut elements = head.elements();
+                let _ = elements.read(random.pick::<Vec<u8>>(&payloads));
+                let _ = elements.read(&bytes);
+                sets.push((head, elements));
+            }
+        }
+        let answers = decode::Answers {
+            table: decode::TableHead { flags: 0, uses: 0 },
+            chains: payloads
+                .iter()
+                .chain([&bytes])
+                .filter_map(|payload| decode::chain_head(payload).ok().flatten())
+                .collect(),
+            sets,
+            rules: vec![bytes],
+            others: Vec::new(),
+        };
+        if let Ok(table) = decode::assemble(answers) {
+            understood += 1;
+            let _ = text::table(&table);
+            for rule in table.chains.iter().flat_map(|chain| &chain.rules) {
+                let _ = rule.to_string();
+            }
+        }
+    }
+    assert!(
+        understood > 1000,
+        "some should have stayed intact: {understood}"
+    );
 }

@@ -271,6 +271,7 @@ impl Nftables {
     }
 
     /// Has the kernel check the step from `from`, which must be there, to `to`, and change nothing.
+    /// All but this: jumps in a circle may be found by [`Self::commit`] alone.
     ///
     /// # Errors
     /// What [`Self::commit`] would come back with.
@@ -281,8 +282,8 @@ impl Nftables {
     ) -> Result<(), KernelError> {
         self.transact(from, to, |this, transaction| {
             let answer = this.send(transaction, Transaction::without_end)?;
-            // The acknowledgement comes with a commit, so here it cannot be asked for.
             Ok(match refusal(transaction, &answer) {
+                // Answers that were lost can only be refusals.
                 None if answer.overrun => Outcome::Unknown,
                 None => Outcome::Done,
                 Some(refusal) => Outcome::Refused(refusal.clone()),
@@ -427,7 +428,14 @@ fn explain(transaction: &Transaction, refusal: Refusal) -> KernelError {
     let action = transaction.describe(refusal.sequence, refusal.offset);
     let errno = refusal.errno;
     let mut error = NetlinkError::Refused(refusal).during(action);
-    if matches!(errno, Errno::ENOENT | Errno::EOPNOTSUPP) && error.action.contains(", at its ") {
+    // Of these two, `ENOENT` means that the set or the chain is not there.
+    let names_another = ["`lookup`", "`immediate`"]
+        .iter()
+        .any(|name| error.action.ends_with(name));
+    if matches!(errno, Errno::ENOENT | Errno::EOPNOTSUPP)
+        && error.action.contains(", at its ")
+        && !names_another
+    {
         error.kind = FailureKind::Lacking;
         error.hint = Some(
             "the kernel lacks this instruction: its module may be absent or barred from loading"

@@ -231,11 +231,17 @@ impl SetHead {
     }
 
     fn description(&self) -> String {
+        let what = if self.is_known() {
+            // Only its elements can be the reason.
+            "elements that touch each other or have extras"
+        } else if self.is_odd {
+            "with a timeout, a size or other extras"
+        } else {
+            "of another type"
+        };
         format!(
-            "key type {}, flags {:#x}{}",
-            self.key_type,
-            self.flags,
-            if self.is_odd { ", with extras" } else { "" }
+            "{what}; key type {}, flags {:#x}",
+            self.key_type, self.flags
         )
     }
 

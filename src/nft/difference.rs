@@ -56,6 +56,11 @@ pub enum Object {
         /// How many are there and are not to be.
         removed: usize,
     },
+    /// A set that is of a make which ours never have, or is to be.
+    ForeignSet {
+        /// What make.
+        description: String,
+    },
     /// A chain.
     Chain {
         /// Where it hangs and where it is to hang, if that differs.
@@ -87,12 +92,13 @@ impl fmt::Display for Difference {
             Object::Set { added, removed } => {
                 write!(f, "set {name}: ")?;
                 match (added, removed) {
-                    (0, 0) => f.write_str("another type"),
+                    (0, 0) => f.write_str("empty"),
                     (added, 0) => write!(f, "{added} added"),
                     (0, removed) => write!(f, "{removed} removed"),
                     (added, removed) => write!(f, "{added} added, {removed} removed"),
                 }
             }
+            Object::ForeignSet { description } => write!(f, "set {name}: not ours ({description})"),
             Object::Chain { moved: None } => write!(f, "chain {name}"),
             Object::Chain {
                 moved: Some((from, to)),
@@ -146,6 +152,18 @@ fn set(pair: &Pair<'_, Set>) -> Option<Difference> {
         Pair::Both(from, to) if from == to => return None,
         Pair::Both(from, to) => (&from.name, Some(&from.elements), Some(&to.elements)),
     };
+    if let (Some(Elements::Foreign(description)), _) | (_, Some(Elements::Foreign(description))) =
+        (from, to)
+    {
+        return Some(Difference {
+            change: Change::of(pair),
+            object: Object::ForeignSet {
+                description: description.clone(),
+            },
+            name: name.clone(),
+            lines: Vec::new(),
+        });
+    }
     let (added, removed, lines) = match (from, to) {
         (Some(Elements::V4(from)), Some(Elements::V4(to))) => {
             elements(from.as_slice(), to.as_slice())

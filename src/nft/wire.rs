@@ -860,6 +860,12 @@ impl Writer {
     }
 
     fn rule(&mut self, chain: &str, number: usize, new: &Rule) -> Result<(), Impossible> {
+        if new.expressions.iter().any(Expression::needs_inline_set) {
+            return Err(Impossible {
+                object: format!("rule {number} of chain `{chain}` (`{new}`)"),
+                reason: "it had a set inline that `redirect` does not know how to make".to_owned(),
+            });
+        }
         let maps = self.inline_maps(chain, number, new)?;
         let what = What::Rule(chain.to_owned(), number);
         let open = self.message(message::NEW_RULE, CREATE | APPEND, what);
@@ -1124,6 +1130,15 @@ impl<T: Interval> Entry for (Range<T>, Verdict) {
 }
 
 impl Expression {
+    /// Whether it looks something up in a set inline in its rule that was not understood.
+    /// The kernel numbers such sets (`__set0`), and the number means nothing another time.
+    fn needs_inline_set(&self) -> bool {
+        matches!(self, Self::Foreign { name, data } if name == "lookup"
+            && attributes(data)
+                .flatten()
+                .any(|part| part.kind == x::LOOKUP_SET && part.value.starts_with(b"__")))
+    }
+
     /// The kernel's name for it.
     #[must_use]
     pub fn name(&self) -> &str {
