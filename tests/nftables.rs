@@ -14,16 +14,19 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 use redirect::kernel::netlink::{attributes, messages};
 use redirect::kernel::nftables::Nftables;
-use redirect::net::{MacAddr, Range, Ranges, Step};
+use redirect::net::{IfPattern, MacAddr, Mark, Networks, Range, Ranges, Step};
 use redirect::nft::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, TABLE, Table,
     Verdict, decode, text, wire,
 };
+use redirect::policy::{self, Established, OnApplianceDown, Policy, Source};
+use redirect::rules;
 use serde_json::Value;
 
 /// Runs `test` in a network namespace of its own; `None`, and says so, where that is not allowed.
@@ -1221,4 +1224,101 @@ fn no_answer_causes_a_panic() {
         understood > 1000,
         "some should have stayed intact: {understood}"
     );
+}
+
+/// The policies in examples/, and variants of them that reach every option of the renderer.
+fn policies() -> Vec<(String, Policy)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let source = Source::load(&path).unwrap_or_else(|_| panic!("{}", path.display()));
+        let policy = match policy::read(&source) {
+            Ok(reading) => reading.policy,
+            Err(errors) => panic!("{}: {:?}", path.display(), errors.diagnostics),
+        };
+        let name = path.file_name().unwrap().display().to_string();
+        let mut keep = policy.clone();
+        keep.options.established = Established::Keep;
+        let mut bypass = policy.clone();
+        bypass.options.on_appliance_down = OnApplianceDown::Bypass;
+        let mut mask = policy.clone();
+        mask.options.mark_mask = u32::MAX;
+        for appliance in &mut mask.appliances {
+            appliance.mark = Mark::new(appliance.mark.value, u32::MAX).unwrap();
+        }
+        let mut macs = policy.clone();
+        for appliance in &mut macs.appliances {
+            appliance.macs = vec![MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])];
+        }
+        let mut snat = policy.clone();
+        for redirect in &mut snat.redirects {
+            redirect.snat = true;
+            redirect.server_interfaces = vec![IfPattern::new("srv*").unwrap()];
+            redirect.except_clients =
+                Networks::merged(["10.9.0.0/16", "fd09::/32"].map(|net| net.parse().unwrap()));
+        }
+        all.extend([
+            (format!("{name}, established kept"), keep),
+            (format!("{name}, with bypass"), bypass),
+            (format!("{name}, all of the mark"), mask),
+            (format!("{name}, by MAC address"), macs),
+            (format!("{name}, with SNAT and exceptions"), snat),
+            (name, policy),
+        ]);
+    }
+    assert!(all.len() >= 48, "{}", all.len());
+    all
+}
+
+#[test]
+fn every_policy_means_the_same_to_us_and_to_nft() {
+    let policies = policies();
+    let mut previous: Option<Table> = None;
+    for (name, policy) in &policies {
+        let table = rules::nftables::table(policy).unwrap();
+        let text = text::table(&table).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let Some(theirs) = in_namespace(|| {
+            nft_file(&text);
+            listing()
+        }) else {
+            return;
+        };
+        let ours = in_namespace(|| {
+            let mut kernel = Nftables::open().unwrap();
+            kernel.commit(None, Some(&table)).unwrap();
+            assert_eq!(kernel.read().unwrap().as_ref(), Some(&table), "{name}");
+            listing()
+        })
+        .unwrap();
+        assert_eq!(ours, theirs, "{name}\n{text}");
+        // From the policy before to this one: by us, and by nft as the dry-run would have it.
+        let to = Some(&table);
+        let piecewise = in_namespace(|| {
+            let mut kernel = Nftables::open().unwrap();
+            kernel.commit(None, previous.as_ref()).unwrap();
+            kernel.commit(previous.as_ref(), to).unwrap();
+            assert_eq!(kernel.read().unwrap().as_ref(), to, "{name}");
+            sorted(&listing())
+        })
+        .unwrap();
+        assert_eq!(piecewise, sorted(&ours), "{name}");
+        let commands = text::commands(previous.as_ref(), to).unwrap();
+        let scripted = in_namespace(|| {
+            Nftables::open()
+                .unwrap()
+                .commit(None, previous.as_ref())
+                .unwrap();
+            if let Some(commands) = &commands {
+                nft_file(commands);
+            }
+            sorted(&listing())
+        })
+        .unwrap();
+        assert_eq!(scripted, sorted(&ours), "{name}");
+        previous = Some(table);
+    }
 }

@@ -130,6 +130,10 @@ impl IfPattern {
             return Err(IfNameError::Wildcard);
         }
         check_characters(prefix)?;
+        // As long as a name can be, it begins one name only: itself. (And nft takes no longer pattern.)
+        if prefix.len() == IFNAME_MAX {
+            return IfName::new(prefix).map(Self::Exact);
+        }
         Ok(Self::Prefix(prefix.to_owned()))
     }
 
@@ -263,6 +267,11 @@ mod tests {
         assert!(!ppp.matches(&IfName::new("pp0").unwrap()));
         assert!(IfPattern::new("p*").unwrap().covers(&ppp));
         assert!(ppp.overlaps(&IfPattern::new("p*").unwrap()));
+        let longest = "fifteen-bytes--";
+        assert_eq!(
+            IfPattern::new(&format!("{longest}*")),
+            IfPattern::new(longest)
+        );
         assert!(IfPattern::new("*").is_err());
         assert!(IfPattern::new("p*p*").is_err());
     }
