@@ -191,7 +191,7 @@ fn part(part: &nft::difference::Difference) -> Difference {
         parts: Vec::new(),
     });
     let object = match part.object {
-        Object::Set { .. } => "set",
+        Object::Set { .. } | Object::ForeignSet { .. } => "set",
         Object::Chain { .. } => "chain",
         Object::Flags { .. } => "table",
         Object::Other => "other",
