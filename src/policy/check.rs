@@ -8,11 +8,10 @@ use ipnet::IpNet;
 use crate::net::{Family, Mark, Networks, PortRange, Ports, Range, RulePriority, TableId};
 
 use super::diagnostic::{Code, Diagnostic};
-use super::read::{
-    Field, Given, Many, Networks as RawNetworks, Raw, RawAppliance, RawRedirect, Reader, lines,
-    listed, nearest,
-};
+use super::raw::{Field, Given, Many, Networks as RawNetworks, Raw, RawAppliance, RawRedirect};
+use super::reader::{Reader, lines};
 use super::source::Span;
+use super::words::{listed, nearest};
 use super::{Appliance, Options, Policy, Redirect, keys, value};
 
 /// The last priority before that of the main table's rule, 32766
@@ -58,6 +57,7 @@ pub fn together(raw: &Raw, reader: &mut Reader<'_>) -> Option<Policy> {
     }
     overlaps(&known, raw, reader);
     shared_by_appliances(&known, raw, reader);
+    chained(&known, raw, reader);
     unused(&known, raw, reader);
 
     let appliances = raw
@@ -130,8 +130,8 @@ fn networks_of(many: &Many<RawNetworks>) -> Networks {
 /// An applied policy that redirects nothing would take the redirection back: that
 /// must not come from an empty file.
 fn something_to_do(raw: &Raw, reader: &mut Reader<'_>) {
-    let text = &reader.source.text;
-    let end = Span::of_policy(text.trim_end().len()..text.trim_end().len());
+    let end = reader.source.text.trim_end().len();
+    let end = Span::of_policy(end..end);
     if raw.appliances.is_empty() && raw.appliances_complete {
         let diagnostic = reader
             .diagnostic(
@@ -692,7 +692,10 @@ fn shared_interface(redirect: &Known<'_>, appliance: &RawAppliance, reader: &mut
             .found(field.value.to_string())
             .wanted(format!("another interface, or `mac` in `[appliance.{}]`", appliance.typed))
             .related(reader.source, interface.span, "the appliance's interface")
-            .hint("`ip neigh show dev INTERFACE` shows the appliance's MAC address");
+            .hint(format!(
+                "`ip neigh show dev {}` shows the appliance's MAC address",
+                interface.value
+            ));
         reader.report(diagnostic);
     }
 }
@@ -845,7 +848,52 @@ fn shared_by_appliances(known: &[Known<'_>], raw: &Raw, reader: &mut Reader<'_>)
                 .found(two.value.to_string())
                 .wanted("another interface, or `mac` for both appliances")
                 .related(reader.source, one.span, "the same interface")
-                .hint("`ip neigh show dev INTERFACE` shows their MAC addresses");
+                .hint(format!("`ip neigh show dev {}` shows their MAC addresses", two.value));
+            reader.report(diagnostic);
+        }
+    }
+}
+
+/// What an appliance sends to a server comes in on its own interface; a redirect through another
+/// appliance that has this interface among those of its clients takes it for a client's.
+fn chained(known: &[Known<'_>], raw: &Raw, reader: &mut Reader<'_>) {
+    for second in known {
+        for first in known {
+            let (Some(one), Some(two)) = (first.appliance, second.appliance) else {
+                continue;
+            };
+            let (Some(sender), Some(recorder)) = (raw.appliances.get(one), raw.appliances.get(two))
+            else {
+                continue;
+            };
+            let Some(interface) = sender.interface.good().filter(|_| one != two) else {
+                continue;
+            };
+            let taken = second
+                .raw
+                .clients
+                .items
+                .iter()
+                .find(|field| field.value.matches(&interface.value));
+            let (Some(field), Some(network), Some(ports)) = (
+                taken,
+                common_network(&first.servers, &second.servers),
+                first.ports.overlap(&second.ports),
+            ) else {
+                continue;
+            };
+            let diagnostic = reader
+                .diagnostic(
+                    Code::Chained,
+                    field.span,
+                    field.key.as_str(),
+                    format!(
+                        "what appliance `{}` sends from `{}` to {network}, port {ports}, goes on to appliance `{}`",
+                        sender.typed, interface.value, recorder.typed
+                    ),
+                )
+                .related(reader.source, interface.span, format!("the interface of `{}`", sender.typed))
+                .hint("name the clients' interfaces one by one, without this one");
             reader.report(diagnostic);
         }
     }

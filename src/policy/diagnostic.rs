@@ -94,6 +94,7 @@ codes! {
     CoveredAlready = "P051", Warning, "An interface is named twice.";
     IdleException = "P052", Warning, "An exception that excepts nothing.";
     OddInterface = "P053", Warning, "An interface name as `ip link` shows it, with its peer.";
+    Chained = "P054", Warning, "What one appliance sends would be redirected to another.";
 }
 
 impl fmt::Display for Code {
@@ -203,7 +204,11 @@ impl fmt::Display for Diagnostic {
         write!(
             f,
             "{}:{}:{}: {severity}[{}]: {}",
-            position.file, position.line, position.column, self.code, self.message
+            visible(&position.file),
+            position.line,
+            position.column,
+            self.code,
+            visible(&self.message)
         )
     }
 }
@@ -311,9 +316,9 @@ fn group<'a>(diagnostic: &'a Diagnostic, source: &'a Source) -> Group<'a> {
     let label = diagnostic
         .wanted
         .as_ref()
-        .map(|wanted| format!("wanted: {wanted}"));
+        .map(|wanted| visible(&format!("wanted: {wanted}")));
     let mut group = level
-        .primary_title(diagnostic.message.as_str())
+        .primary_title(visible(&diagnostic.message))
         .id(diagnostic.code.as_str())
         .element(snippet(
             source,
@@ -323,7 +328,7 @@ fn group<'a>(diagnostic: &'a Diagnostic, source: &'a Source) -> Group<'a> {
         ));
     for related in &diagnostic.related {
         if related.place.span.file != diagnostic.place.span.file {
-            let message = Some(related.message.clone());
+            let message = Some(visible(&related.message));
             group = group.element(snippet(source, &related.place, message, &[]));
         }
     }
@@ -335,11 +340,9 @@ fn group<'a>(diagnostic: &'a Diagnostic, source: &'a Source) -> Group<'a> {
         );
     }
     if let Some(hint) = &diagnostic.hint {
-        group = group.element(
-            Level::HELP
-                .with_name(Some("hint"))
-                .message(hint.replace('\n', "\n      ")),
-        );
+        let lines: Vec<_> = hint.lines().map(visible).collect();
+        let hint = Level::HELP.with_name(Some("hint"));
+        group = group.element(hint.message(lines.join("\n")));
     }
     group
 }
@@ -391,7 +394,7 @@ fn snippet<'a>(
         .annotations(here().map(|related| {
             AnnotationKind::Context
                 .span(within(related.place.span))
-                .label(related.message.as_str())
+                .label(visible(&related.message))
         }))
 }
 

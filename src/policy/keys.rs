@@ -1,6 +1,8 @@
 //! Every key of the policy, described once. From here come the detection of unknown keys, what
 //! messages say is wanted, the JSON Schema and the reference.
 
+use super::words::nearest;
+
 /// A table of the policy.
 #[derive(Debug)]
 pub struct Section {
@@ -82,7 +84,8 @@ impl Kind {
         match self {
             Self::Version => "the integer 1".to_owned(),
             Self::Name => {
-                "a name such as `\"rdp\"`: up to 32 letters, digits, `_`, `.` and `-`, beginning with a letter or digit".to_owned()
+                "up to 32 letters, digits, `_`, `.` and `-`, beginning with a letter or digit"
+                    .to_owned()
             }
             Self::Address => "an address such as `\"10.30.0.2\"` or `\"fd00:30::2\"`".to_owned(),
             Self::Interface => "an interface name such as `\"eth0\"`".to_owned(),
@@ -99,7 +102,10 @@ impl Kind {
             Self::Mark => "an integer from 1 to 0xffffffff".to_owned(),
             Self::Priority => "an integer from 1 to 32765".to_owned(),
             Self::Choice(words) => {
-                let words: Vec<_> = words.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
+                let words: Vec<_> = words
+                    .iter()
+                    .map(|(word, _)| format!("`\"{word}\"`"))
+                    .collect();
                 match words.split_last() {
                     Some((last, [])) => last.clone(),
                     Some((last, others)) => format!("{} or {last}", others.join(", ")),
@@ -256,6 +262,51 @@ pub static SECTIONS: [&Section; 4] = [&TOP, &APPLIANCE_TABLE, &REDIRECT_TABLE, &
 
 /// Names of the tables at the top of the file.
 pub const TABLES: [&str; 3] = ["appliance", "redirect", "options"];
+
+/// What other tools call our keys. Only for guessing what was meant.
+const ALIASES: [(&str, &str); 26] = [
+    ("gateway", "address"),
+    ("next_hop", "address"),
+    ("nexthop", "address"),
+    ("via", "address"),
+    ("ip", "address"),
+    ("host", "address"),
+    ("device", "interface"),
+    ("dev", "interface"),
+    ("iface", "interface"),
+    ("nic", "interface"),
+    ("fwmark", "mark"),
+    ("connmark", "mark"),
+    ("rt_table", "table"),
+    ("iif", "client_interface"),
+    ("in_interface", "client_interface"),
+    ("source", "client_interface"),
+    ("client", "client_interface"),
+    ("server", "server_network"),
+    ("destination", "server_network"),
+    ("dest", "server_network"),
+    ("dst", "server_network"),
+    ("target", "server_network"),
+    ("service", "port"),
+    ("recorder", "appliance"),
+    ("fail_open", "on_appliance_down"),
+    ("priority", "rule_priority"),
+];
+
+/// The one of `names` that was probably meant by `typed`.
+#[must_use]
+pub fn meant_by(
+    typed: &str,
+    names: impl Iterator<Item = &'static str> + Clone,
+) -> Option<&'static str> {
+    let plain = typed.to_ascii_lowercase().replace('-', "_");
+    let singular = plain.strip_suffix('s').unwrap_or(&plain);
+    let alias = ALIASES
+        .iter()
+        .filter(|(alias, _)| *alias == plain || *alias == singular)
+        .find_map(|(_, name)| names.clone().find(|known| known == name));
+    alias.or_else(|| nearest(typed, names))
+}
 
 impl Section {
     /// The key of this name.

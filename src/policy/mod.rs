@@ -7,11 +7,14 @@
 mod check;
 mod diagnostic;
 mod keys;
+mod raw;
 mod read;
+mod reader;
 mod schema;
 mod source;
 mod syntax;
 mod value;
+mod words;
 
 pub use diagnostic::{Code, Diagnostic, PolicyErrors, Related, Severity, Style, render};
 pub use read::{Locations, Reading, read};
