@@ -163,6 +163,57 @@ pub enum Side {
     Destination,
 }
 
+/// TCP flags that our rules ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flags {
+    /// SYN, and neither FIN, RST nor ACK.
+    PureSyn,
+    /// Neither SYN nor RST.
+    NeitherSynNorRst,
+}
+
+impl Flags {
+    /// Which flags are looked at, and which of them must be set, as iptables names them.
+    #[must_use]
+    pub fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::PureSyn => ("FIN,SYN,RST,ACK", "SYN"),
+            Self::NeitherSynNorRst => ("SYN,RST", "NONE"),
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::PureSyn, Self::NeitherSynNorRst];
+}
+
+/// What connection tracking says of a packet, as far as our rules ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is the first of a connection.
+    New,
+    /// It fits no connection.
+    Invalid,
+    /// It has no connection: it fits none, or was not looked at.
+    Unknown,
+}
+
+impl State {
+    /// As iptables names it.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::New => "NEW",
+            Self::Invalid => "INVALID",
+            Self::Unknown => "INVALID,UNTRACKED",
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::New, Self::Invalid, Self::Unknown];
+}
+
 /// One test of a rule. The order of the variants is the order in which they are written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -192,8 +243,8 @@ pub enum Match {
     },
     /// `-p tcp`.
     Tcp,
-    /// `-m tcp --tcp-flags FIN,SYN,RST,ACK SYN`: a bare SYN.
-    Syn,
+    /// `-m tcp --tcp-flags`.
+    Flags(Flags),
     /// `-m multiport --sports` or `--dports`: at most 15 numbers, a range being two.
     Ports {
         /// Which port.
@@ -210,8 +261,8 @@ pub enum Match {
         /// The set's name.
         set: String,
     },
-    /// `-m conntrack --ctstate NEW`.
-    NewConnection,
+    /// `-m conntrack --ctstate`.
+    Connection(State),
     /// `-m connmark --mark`. Fails where there is no connection (untracked, invalid).
     ConnectionMark(Mark),
     /// `-m mark --mark`.

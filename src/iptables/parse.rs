@@ -9,7 +9,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Hook, Match, Rule, Ruleset, Set, Side, Target, Variant, Version, is_ours};
+use super::{
+    Flags, Hook, Match, Rule, Ruleset, Set, Side, State, Target, Variant, Version, is_ours,
+};
 use crate::net::{Family, IfPattern, Mark, PortRange, Ranges};
 
 /// What `iptables-save` printed, as far as it concerns us.
@@ -311,9 +313,12 @@ fn extension<'w>(name: &str, rest: &'w [String]) -> Option<(Match, &'w [String])
     Some(match (name, option.as_str(), negated) {
         ("multiport", "--sports", false) => (ports(Side::Source, value)?, rest),
         ("multiport", "--dports", false) => (ports(Side::Destination, value)?, rest),
-        ("tcp", "--tcp-flags", false) if value == "FIN,SYN,RST,ACK" => {
+        ("tcp", "--tcp-flags", false) => {
             let (set, rest) = rest.split_first()?;
-            (set == "SYN").then_some((Match::Syn, rest))?
+            let flags = Flags::ALL
+                .into_iter()
+                .find(|flags| flags.words() == (value, set))?;
+            (Match::Flags(flags), rest)
         }
         ("set", "--match-set", negated) => {
             let (side, rest) = rest.split_first()?;
@@ -325,7 +330,12 @@ fn extension<'w>(name: &str, rest: &'w [String]) -> Option<(Match, &'w [String])
             let set = value.clone();
             (Match::InSet { side, negated, set }, rest)
         }
-        ("conntrack", "--ctstate", false) if value == "NEW" => (Match::NewConnection, rest),
+        ("conntrack", "--ctstate", false) => {
+            let state = State::ALL
+                .into_iter()
+                .find(|state| state.words() == value)?;
+            (Match::Connection(state), rest)
+        }
         ("connmark", "--mark", false) => (Match::ConnectionMark(mark(value)?), rest),
         ("mark", "--mark", false) => (Match::PacketMark(mark(value)?), rest),
         ("mac", "--mac-source", false) => (Match::Mac(value.parse().ok()?), rest),

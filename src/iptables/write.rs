@@ -64,7 +64,10 @@ impl Match {
                 add(&["-o", &interface_word(interface)]);
             }
             Self::Tcp => add(&["-p", "tcp"]),
-            Self::Syn => add(&["-m", "tcp", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN"]),
+            Self::Flags(flags) => {
+                let (asked, set) = flags.words();
+                add(&["-m", "tcp", "--tcp-flags", asked, set]);
+            }
             Self::Ports { side, ports } => {
                 let option = match side {
                     Side::Source => "--sports",
@@ -81,7 +84,7 @@ impl Match {
                 };
                 add(&["--match-set", set, side]);
             }
-            Self::NewConnection => add(&["-m", "conntrack", "--ctstate", "NEW"]),
+            Self::Connection(state) => add(&["-m", "conntrack", "--ctstate", state.words()]),
             Self::ConnectionMark(mark) => add(&["-m", "connmark", "--mark", &mark.to_string()]),
             Self::PacketMark(mark) => add(&["-m", "mark", "--mark", &mark.to_string()]),
             Self::Mac(mac) => add(&["-m", "mac", "--mac-source", &mac.to_string()]),

@@ -3,7 +3,7 @@
 //! ```text
 //! PREROUTING ── scb-redirect ── input interface ──┬─ in-eth0 ── servers, ports ── on-rdp ── to-scb
 //!                                                 ├─ in-sps0 (from the appliance)
-//!                                                 └─ connection mark ── to-scb
+//!                                                 └─ marked ── connection mark ── to-scb
 //! FORWARD ── scb-redirect-seal ── packet or connection marked ── seal-scb
 //! ```
 //!
@@ -19,12 +19,14 @@ use sha2::{Digest, Sha256};
 
 use super::{Leg, Model, patterns, seal_comment};
 use crate::iptables::{
-    CHAIN_NAME_MAX, FORWARD_CHAIN, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset,
-    SET_NAME_MAX, Set, Side, Target,
+    CHAIN_NAME_MAX, FORWARD_CHAIN, Flags, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset,
+    SET_NAME_MAX, Set, Side, State, Target,
 };
 use crate::net::{Family, IfName, IfPattern, Mark, Networks, PortRange, Range};
 use crate::policy::{Appliance, Established, Policy, Redirect};
 
+/// Where packets go that no redirect took: what is marked stays so.
+const MARKED_CHAIN: &str = "scb-redirect-marked";
 /// More prefixes than these go into a set.
 const HANDFUL: usize = 5;
 /// Numbers that one `multiport` takes (`XT_MULTI_PORTS`); a range counts two.
@@ -137,6 +139,19 @@ enum Exceptions {
     Chain(Vec<IpNet>),
 }
 
+/// How a redirect's servers and excepted clients are told.
+struct Lookout {
+    servers: Servers,
+    exceptions: Exceptions,
+}
+
+impl Lookout {
+    /// Whether it takes more than one rule to tell, so that chains of its own are needed.
+    fn is_closer(&self) -> bool {
+        matches!(self.servers, Servers::Chain(_)) || !self.exceptions.singly().is_empty()
+    }
+}
+
 impl Exceptions {
     /// The test that an address is none of them, where one test says it.
     fn test(&self, side: Side) -> Option<Match> {
@@ -193,6 +208,8 @@ impl<'p> Renderer<'p> {
             self.seal();
             hooks.push(hook("FORWARD", FORWARD_CHAIN));
         }
+        let marked = self.rest(&[]);
+        self.chains.insert(MARKED_CHAIN.to_owned(), marked);
         self.prerouting();
         hooks.push(hook("PREROUTING", PREROUTING_CHAIN));
         hooks
@@ -214,6 +231,7 @@ impl<'p> Renderer<'p> {
                 number => format!("-{number}"),
             };
             let mut name = format!("{PREFIX}{kind}-{plain}");
+            name.truncate(name.trim_end_matches('-').len());
             name.truncate(CHAIN_NAME_MAX - suffix.len());
             name.push_str(&suffix);
             if !self.chains.contains_key(&name) {
@@ -236,7 +254,7 @@ impl<'p> Renderer<'p> {
             self.input(&chain, &pattern);
             rules.push(Rule::new(vec![input(&pattern)], Target::Goto(chain)));
         }
-        rules.extend(self.by_connection_mark(&[]));
+        rules.push(Rule::new(Vec::new(), Target::Goto(MARKED_CHAIN.to_owned())));
         self.chains.insert(PREROUTING_CHAIN.to_owned(), rules);
     }
 
@@ -317,7 +335,11 @@ impl<'p> Renderer<'p> {
                 rules.extend(self.mark_connections(index, redirect, appliance, Leg::Servers));
             }
         }
-        rules.extend(self.by_connection_mark(from));
+        if from.is_empty() {
+            rules.push(Rule::new(Vec::new(), Target::Goto(MARKED_CHAIN.to_owned())));
+        } else {
+            rules.extend(self.rest(from));
+        }
         self.chains.insert(chain, rules);
     }
 
@@ -331,14 +353,12 @@ impl<'p> Renderer<'p> {
         pattern: &IfPattern,
         from: &[usize],
     ) -> (Vec<Rule>, Option<String>) {
-        let exceptions = self.exceptions(redirect);
-        if matches!(exceptions, Exceptions::All) {
+        let lookout = self.lookout(index, redirect);
+        if matches!(lookout.exceptions, Exceptions::All) {
             return (Vec::new(), None);
         }
-        let servers = self.servers(index, redirect);
-        let closer = matches!(servers, Servers::Chain(_)) || !exceptions.singly().is_empty();
         let keep = self.policy.options.established == Established::Keep;
-        let next = (closer || keep).then(|| self.reserve("in", plain(pattern)));
+        let next = (lookout.is_closer() || keep).then(|| self.reserve("in", plain(pattern)));
         let taker = if keep {
             let taker = self.reserve("on", redirect.name.as_str());
             let rules = self.taker(redirect, appliance, from, next.as_ref());
@@ -353,38 +373,98 @@ impl<'p> Renderer<'p> {
             self.takers.insert((index, from.to_vec()), taker.clone());
             taker
         };
-        let head = match &next {
-            Some(next) if closer => {
-                let goto = |tests, chain: &String| Rule::new(tests, Target::Goto(chain.clone()));
-                let mut rules: Vec<_> = exceptions
-                    .singly()
-                    .iter()
-                    .map(|client| goto(vec![is(Side::Source, *client)], next))
+        let rules = self.lead(
+            Side::Destination,
+            redirect,
+            &lookout,
+            &taker,
+            next.as_deref(),
+        );
+        (rules, next)
+    }
+
+    /// The rules that lead to the chain `to` what goes to the servers of `redirect`, or comes
+    /// from them; where they look closer, what does not match after all goes on in `next`.
+    fn lead(
+        &mut self,
+        side: Side,
+        redirect: &Redirect,
+        lookout: &Lookout,
+        to: &str,
+        next: Option<&str>,
+    ) -> Vec<Rule> {
+        let goto = |tests, chain: &str| Rule::new(tests, Target::Goto(chain.to_owned()));
+        let clients = match side {
+            Side::Source => Side::Destination,
+            Side::Destination => Side::Source,
+        };
+        let head = match next {
+            Some(next) if lookout.is_closer() => {
+                let singly = lookout.exceptions.singly().iter();
+                let mut rules: Vec<_> = singly
+                    .map(|client| goto(vec![is(clients, *client)], next))
                     .collect();
-                if let Servers::Chain(networks) = &servers {
-                    rules.extend(
-                        networks
-                            .iter()
-                            .map(|server| goto(vec![is(Side::Destination, *server)], &taker)),
-                    );
+                if let Servers::Chain(networks) = &lookout.servers {
+                    let networks = networks.iter();
+                    rules.extend(networks.map(|server| goto(vec![is(side, *server)], to)));
                     rules.push(goto(Vec::new(), next));
                 } else {
-                    rules.push(goto(Vec::new(), &taker));
+                    rules.push(goto(Vec::new(), to));
                 }
                 let head = self.reserve("for", redirect.name.as_str());
                 self.chains.insert(head.clone(), rules);
                 head
             }
-            _ => taker,
+            _ => to.to_owned(),
         };
-        let rules = tests(Side::Destination, redirect, &servers)
+        tests(side, redirect, &lookout.servers)
             .into_iter()
             .map(|mut tests| {
-                tests.extend(exceptions.test(Side::Source));
-                Rule::new(tests, Target::Goto(head.clone()))
+                tests.extend(lookout.exceptions.test(clients));
+                goto(tests, &head)
             })
+            .collect()
+    }
+
+    /// Rules 4 and 4a, the end of the way of packets that are from the appliances `from`.
+    fn rest(&mut self, from: &[usize]) -> Vec<Rule> {
+        let mut rules = self.by_connection_mark(from);
+        let concerned: Vec<_> = self
+            .redirects()
+            .into_iter()
+            .filter(|(_, redirect, _)| redirect.snat && !from.contains(&redirect.appliance))
             .collect();
-        (rules, next)
+        if concerned.is_empty() {
+            return rules;
+        }
+        let mut chain = self.reserve("invalid", "");
+        rules.push(Rule::new(
+            vec![
+                Match::Tcp,
+                Match::Flags(Flags::NeitherSynNorRst),
+                Match::Connection(State::Invalid),
+            ],
+            Target::Goto(chain.clone()),
+        ));
+        let mut own = Vec::new();
+        for (index, redirect, _) in concerned {
+            let lookout = self.lookout(index, redirect);
+            let Some(to) = self.towards.get(&redirect.appliance).cloned() else {
+                continue;
+            };
+            if matches!(lookout.exceptions, Exceptions::All) {
+                continue;
+            }
+            let next = lookout.is_closer().then(|| self.reserve("invalid", ""));
+            own.extend(self.lead(Side::Source, redirect, &lookout, &to, next.as_deref()));
+            if let Some(next) = next {
+                own.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
+                self.chains.insert(chain, own);
+                (chain, own) = (next, Vec::new());
+            }
+        }
+        self.chains.insert(chain, own);
+        rules
     }
 
     /// What takes a packet for `redirect` that is from the appliances `from`; if it does
@@ -408,13 +488,20 @@ impl<'p> Renderer<'p> {
         match next {
             // `established = "keep"`, the only reason not to take it.
             Some(next) if self.policy.options.established == Established::Keep => {
-                rules.push(Rule::new(
-                    vec![Match::Tcp, Match::Syn, Match::NewConnection],
-                    set,
-                ));
-                // What bore the mark before, and what bears it since the line above.
-                let bears = Match::ConnectionMark(appliance.mark);
-                rules.push(Rule::new(vec![bears, comment], send));
+                let begins = vec![
+                    Match::Tcp,
+                    Match::Flags(Flags::PureSyn),
+                    Match::Connection(State::New),
+                ];
+                rules.push(Rule::new(begins, set));
+                // What bore the mark before, and what bears it since the line above; and what
+                // has no connection, for it has none to go on with, either.
+                for taken in [
+                    Match::ConnectionMark(appliance.mark),
+                    Match::Connection(State::Unknown),
+                ] {
+                    rules.push(Rule::new(vec![taken, comment.clone()], send.clone()));
+                }
                 rules.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
             }
             _ => {
@@ -433,18 +520,25 @@ impl<'p> Renderer<'p> {
         appliance: &'p Appliance,
         leg: Leg,
     ) -> Vec<Rule> {
-        let (side, exceptions) = match leg {
-            Leg::Servers => (Side::Source, self.exceptions(redirect)),
-            // Excepted clients never come to the appliance.
-            Leg::Appliance | Leg::Clients => (Side::Destination, Exceptions::None),
+        let mut lookout = self.lookout(index, redirect);
+        let side = match leg {
+            Leg::Servers => Side::Source,
+            Leg::Appliance | Leg::Clients => {
+                // Excepted clients never come to the appliance.
+                lookout.exceptions = Exceptions::None;
+                Side::Destination
+            }
         };
-        if matches!(exceptions, Exceptions::All) {
+        if matches!(lookout.exceptions, Exceptions::All) {
             return Vec::new();
         }
-        let servers = self.servers(index, redirect);
+        let closer = lookout.is_closer();
+        let Lookout {
+            servers,
+            exceptions,
+        } = lookout;
         let comment = Match::Comment(leg.comment(redirect));
         let set = Target::SetConnectionMark(appliance.mark);
-        let closer = matches!(servers, Servers::Chain(_)) || !exceptions.singly().is_empty();
         let target = if closer {
             let mut rules: Vec<_> = exceptions
                 .singly()
@@ -467,7 +561,7 @@ impl<'p> Renderer<'p> {
             .into_iter()
             .map(|mut tests| {
                 tests.extend(exceptions.test(Side::Destination));
-                tests.extend((leg == Leg::Servers).then_some(Match::NewConnection));
+                tests.extend((leg == Leg::Servers).then_some(Match::Connection(State::New)));
                 tests.extend((!closer).then(|| comment.clone()));
                 Rule::new(tests, target.clone())
             })
@@ -526,6 +620,13 @@ impl<'p> Renderer<'p> {
             .redirects()
             .filter(|(_, redirect, _)| !redirect.servers.is_empty_of(self.family))
             .collect()
+    }
+
+    fn lookout(&mut self, index: usize, redirect: &Redirect) -> Lookout {
+        Lookout {
+            servers: self.servers(index, redirect),
+            exceptions: self.exceptions(redirect),
+        }
     }
 
     fn prefixes(&self, networks: &Networks) -> Vec<IpNet> {

@@ -219,7 +219,7 @@ impl<'p> Model<'p> {
                 && !from(appliance)
                 && to_servers(redirect, packet)
                 && !redirect.except_clients.contains(packet.source);
-            if clients && let Some(taker) = self.taker(packet, appliance) {
+            if clients && let Some(taker) = self.taker(packet, marked.connection, appliance) {
                 marked.set_connection(taker);
                 marked.mark = taker.mark.set_on(marked.mark);
                 marked.taken.push((index, Leg::Clients));
@@ -261,11 +261,15 @@ impl<'p> Model<'p> {
 
     /// The appliance that a client's packet goes to, if rule 1 takes it: the one that its
     /// connection has already, or this redirect's.
-    fn taker(self, packet: &Packet, appliance: &'p Appliance) -> Option<&'p Appliance> {
+    fn taker(
+        self,
+        packet: &Packet,
+        connection: Connection,
+        appliance: &'p Appliance,
+    ) -> Option<&'p Appliance> {
         let bears = |appliance: &Appliance| {
             !Self::is_from(appliance, packet)
-                && packet
-                    .connection
+                && connection
                     .mark()
                     .is_some_and(|mark| appliance.mark.is_borne_by(mark))
         };
@@ -273,10 +277,10 @@ impl<'p> Model<'p> {
             return Some(bearer);
         }
         // What has no connection has none to go on with, either.
-        if packet.connection.mark().is_none() {
+        if connection.mark().is_none() {
             return Some(appliance);
         }
-        let begins = packet.is_pure_syn() && matches!(packet.connection, Connection::New(_));
+        let begins = packet.is_pure_syn() && matches!(connection, Connection::New(_));
         (self.policy.options.established == Established::Redirect || begins).then_some(appliance)
     }
 
