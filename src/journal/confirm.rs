@@ -124,10 +124,8 @@ fn look(location: &Location, id: u64, clock: &dyn Clock) -> Result<Step, Journal
     let now = clock
         .now()
         .map_err(|error| JournalError::read("/proc/uptime".into(), error))?;
-    // Whether another run is at work is asked first: one that ends in between has
-    // then written its outcome by the time that the journal is read.
-    let busy = Journal::read(location)?.holder().is_some();
-    Ok(step(&Journal::read(location)?, id, now, busy))
+    let (journal, holder) = Journal::read_with_holder(location)?;
+    Ok(step(&journal, id, now, holder.is_some()))
 }
 
 /// How the watcher was started.

@@ -135,6 +135,12 @@ impl JournalError {
             if matches!(errno(source), Some(Errno::ENOSPC | Errno::EDQUOT)))
     }
 
+    /// Whether the state directory is sound, and only cannot be written to now.
+    #[must_use]
+    pub fn is_unwritable(&self) -> bool {
+        matches!(self, Self::Write { .. })
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -146,14 +152,11 @@ impl JournalError {
             ),
             Self::Write { source, .. } => match errno(source)? {
                 Errno::ENOSPC | Errno::EDQUOT => {
-                    "nothing was changed; make room on that file system, then run this again"
-                        .to_owned()
+                    "make room on that file system, then run this again".to_owned()
                 }
-                Errno::EROFS => {
-                    "nothing was changed; the file system is read-only: see `dmesg` and \
-                     `findmnt`, remount it writable, then run this again"
-                        .to_owned()
-                }
+                Errno::EROFS => "the file system is read-only: see `dmesg` and `findmnt`, remount \
+                                 it writable, then run this again"
+                    .to_owned(),
                 _ => return None,
             },
             Self::Damaged { path, .. } => format!(

@@ -10,7 +10,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `journal.json` | the state, and the last transactions |
-//! | `plan-ID.json` | the plan of the open transaction; gone once that has ended |
+//! | `plan-ID.json` | the plan of the last transaction; needed while that has not ended |
 //! | `policy-DIGEST.json` | a policy's text and lists, once, however often it was applied |
 //!
 //! Each is on the disk before its name, and all names before the first change to the
@@ -48,6 +48,9 @@ pub const DIRECTORY: &str = "/var/lib/redirect";
 pub const FORMAT: u32 = 1;
 /// How many ended transactions are remembered.
 pub const HISTORY: usize = 100;
+
+/// Bytes that a transaction's plan takes up on the disk beyond its own length, at least.
+const ROOM: usize = 16 * 1024;
 
 const JOURNAL: &str = "journal.json";
 
@@ -188,6 +191,19 @@ impl Journal {
         Ok(journal)
     }
 
+    /// The same, and who holds the lock. A run that ends in between is not mistaken for one
+    /// that died: that the lock was free is known before its outcome is read.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_with_holder(location: &Location) -> Result<(Self, Option<Holder>), JournalError> {
+        let holder = Store::new(location.directory.clone())
+            .open()?
+            .as_ref()
+            .and_then(lock::holder);
+        Ok((Self::read(location)?, holder))
+    }
+
     /// What was confirmed last: what a reboot comes up with.
     #[must_use]
     pub fn confirmed(&self) -> &Applied {
@@ -213,6 +229,12 @@ impl Journal {
     #[must_use]
     pub fn open(&self) -> Option<&Open> {
         self.state.open.as_ref()
+    }
+
+    /// The present boot.
+    #[must_use]
+    pub fn boot(&self) -> &BootId {
+        &self.boot
     }
 
     /// The last number that was given to a transaction; 0: none yet.
@@ -433,11 +455,7 @@ impl Locked {
         wait: Duration,
     ) -> Result<Self, JournalError> {
         let lock = lock(location, wait)?;
-        Ok(Self {
-            journal: Journal::read(location)?,
-            invocation,
-            lock,
-        })
+        Ok(Self::holding(lock, Journal::read(location)?, invocation))
     }
 
     /// The same for teardown, which must work whatever state the journal is in: a damaged
@@ -461,12 +479,17 @@ impl Locked {
             }
             Err(error) => return Err(error),
         };
-        let locked = Self {
+        Ok((Self::holding(lock, journal, invocation), aside))
+    }
+
+    fn holding(lock: Lock, journal: Journal, invocation: Invocation) -> Self {
+        // Taking back is work as well.
+        lock.pass_on(journal.open().is_some());
+        Self {
             journal,
             invocation,
             lock,
-        };
-        Ok((locked, aside))
+        }
     }
 
     /// Writes down what is about to be done; once this returns, it may begin. `policy` is what
@@ -519,7 +542,16 @@ impl Locked {
             version: FORMAT,
             plan,
         };
-        store.write(&plan_name(id), encode(&file, &store)?)?;
+        let text = encode(&file, &store)?;
+        // The file stays until the next transaction begins, and then makes room for that
+        // one's plan (the way back is about as long as the way there) and for two
+        // journals: so what was applied can be taken back on a full disk, too.
+        let room = ROOM + 2 * encode(&self.journal.state, &store)?.len();
+        let padded = text.clone() + &" ".repeat(room);
+        match store.write(&plan_name(id), padded) {
+            Err(error) if error.is_full() => store.write(&plan_name(id), text)?,
+            other => other?,
+        }
         let mut state = self.journal.state.clone();
         state.last = id;
         state.open = Some(Open {
@@ -598,7 +630,6 @@ impl Locked {
     ) -> Result<(), JournalError> {
         let mut state = self.journal.state.clone();
         let open = state.open.take().ok_or(JournalError::NothingOpen)?;
-        let plan = plan_name(open.entry.id);
         state.applied = applied(&open, &state.applied).at(&self.journal.boot);
         state.history.push(Entry {
             finished: Some(Stamp::now()),
@@ -609,7 +640,6 @@ impl Locked {
         state.history.drain(..surplus);
         self.commit(state)?;
         self.lock.pass_on(false);
-        self.journal.store.remove(&plan);
         Ok(())
     }
 

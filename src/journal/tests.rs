@@ -426,7 +426,10 @@ fn a_transaction_is_open_until_it_ends() {
 
     let mut names = Store::new(location.directory.clone()).names();
     names.sort();
-    assert_eq!(names, [JOURNAL.to_owned(), policy_name(&digest)]);
+    assert_eq!(
+        names,
+        [JOURNAL.to_owned(), plan_name(1), policy_name(&digest)]
+    );
     for name in names {
         let meta = std::fs::metadata(location.directory.join(name)).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o600);

@@ -1,7 +1,6 @@
 //! The code that acts: thin, without decisions of its own.
 
 pub mod conntrack;
-pub mod fake;
 pub mod files;
 pub mod iptables;
 pub mod names;
@@ -10,6 +9,7 @@ pub mod nftables;
 pub mod process;
 pub mod route;
 pub mod router;
+pub mod signals;
 pub mod sysctl;
 
 use std::io;
@@ -40,6 +40,15 @@ pub trait Kernel {
     /// # Errors
     /// Says what could not be done, in the kernel's own words.
     fn perform(&mut self, change: &Change) -> Result<(), KernelError>;
+
+    /// Removes what a run that was killed while it made `change` may have left half-made.
+    ///
+    /// # Errors
+    /// Says what could not be removed.
+    fn tidy(&mut self, change: &Change) -> Result<(), KernelError> {
+        let _ = change;
+        Ok(())
+    }
 }
 
 /// Something the kernel, a file or a program refused.

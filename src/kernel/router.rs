@@ -123,6 +123,14 @@ impl Kernel for Router {
             Change::Ipset { .. } | Change::Iptables { .. } => iptables::perform(change),
         }
     }
+
+    fn tidy(&mut self, change: &Change) -> Result<(), KernelError> {
+        match change {
+            Change::File { path, .. } => files::sweep(path),
+            // The kernel makes each of these whole or not at all.
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Every setting that some policy could be about: those of `all`, of `default`, from which new
@@ -218,8 +226,7 @@ mod tests {
         let mut seen = String::new();
         for family in ["-4", "-6"] {
             for what in ["rule", "route show table all"] {
-                seen += &ip_json(&format!("{family} -details {what}")).to_string();
-                seen.push('\n');
+                seen += &format!("{}\n", ip_json(&format!("{family} -details {what}")));
             }
         }
         seen += &shell("nft -s list ruleset; iptables-save; ip6tables-save");
