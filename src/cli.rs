@@ -43,8 +43,84 @@ pub enum Command {
     Teardown(Teardown),
     /// Show whether what was applied is in place, and what goes through it
     Status(Status),
+    /// Keep what `apply --confirm` has applied
+    Confirm(Confirm),
+    /// Go back to the policy before; also ends an interrupted run
+    Rollback(Rollback),
+    /// Put back what others removed; does nothing where all is well
+    Repair(Repair),
+    /// Show who applied what, when, and with what result
+    History(History),
     /// Print the JSON Schema of the policy, for editors
     Schema,
+    /// Take a transaction back unless it is confirmed: what `apply --confirm` starts
+    #[command(name = crate::journal::confirm::COMMAND, hide = true)]
+    ConfirmWatch(ConfirmWatch),
+}
+
+/// `redirect confirm`.
+#[derive(Debug, Args)]
+pub struct Confirm {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: WaitArg,
+}
+
+/// `redirect rollback`.
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// The transaction whose policy is to be in force again, as `redirect history` counts them
+    #[arg(long, value_name = "N")]
+    pub to: Option<u64>,
+    /// Print the equivalent shell commands instead; changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How to print them
+    #[arg(long, value_enum, default_value_t, requires = "dry_run")]
+    pub format: Format,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: WaitArg,
+}
+
+/// `redirect repair`.
+#[derive(Debug, Args)]
+pub struct Repair {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: WaitArg,
+}
+
+/// `redirect history`.
+#[derive(Debug, Args)]
+pub struct History {
+    /// What to show of it.
+    #[command(subcommand)]
+    pub command: Option<HistoryCommand>,
+    /// For machines
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Parts of the history.
+#[derive(Debug, Subcommand)]
+pub enum HistoryCommand {
+    /// Print the policy of a transaction, as it was applied
+    Show {
+        /// Its number
+        #[arg(value_name = "N")]
+        id: u64,
+        /// Print this list file of it instead
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+    },
+}
+
+/// `redirect confirm-watch`.
+#[derive(Debug, Args)]
+pub struct ConfirmWatch {
+    /// Its number.
+    pub transaction: u64,
 }
 
 /// Which policy.
@@ -77,6 +153,9 @@ pub struct Apply {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub policy: PolicyArg,
+    /// Go back by itself unless `redirect confirm` follows within this time: seconds, or `5m`
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "dry_run")]
+    pub confirm: Option<Duration>,
     /// Print the equivalent shell commands instead; changes nothing and needs no privilege
     #[arg(long)]
     pub dry_run: bool,

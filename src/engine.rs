@@ -1,11 +1,16 @@
 //! Carries plans out: written down first, step by step, undone where a step fails,
 //! and looked at again afterwards.
 
+mod recover;
+
 use std::time::Duration;
 
+pub use recover::{Recovered, settle, take_back_open};
+
 use crate::failure::{Exit, Failure};
-use crate::journal::{Invocation, JournalError, Kind, Location, Locked};
-use crate::kernel::{Kernel, KernelError, Wish};
+use crate::journal::{Invocation, JournalError, Kind, Location, Locked, confirm};
+use crate::kernel::signals::Uninterrupted;
+use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
 use crate::plan::planner::{self, Planned, Stage};
 use crate::plan::{Change, Plan};
@@ -31,6 +36,8 @@ pub struct Engine<'k> {
     journal: Locked,
     /// The policy in force when the run began; empty if none is.
     before: Policy,
+    recovered: Option<Recovered>,
+    unrecorded: Option<JournalError>,
 }
 
 impl<'k> Engine<'k> {
@@ -47,17 +54,27 @@ impl<'k> Engine<'k> {
         Self::with(kernel, journal)
     }
 
-    /// The same with a lock that is held already.
+    /// The same with a lock that is held already. What an earlier run has left is taken back.
     ///
     /// # Errors
-    /// If the policy in force cannot be read.
-    pub fn with(kernel: &'k mut dyn Kernel, journal: Locked) -> Result<Self, Failure> {
-        let before = policy_in_force(&journal)?;
+    /// If a transaction waits to be confirmed, or what it says cannot be read.
+    pub fn with(kernel: &'k mut dyn Kernel, mut journal: Locked) -> Result<Self, Failure> {
+        let recovered = settle(kernel, &mut journal)?;
+        // Only widens what is looked at; whoever needs the policy itself asks for it.
+        let before = policy_in_force(&journal).unwrap_or_default();
         Ok(Self {
             kernel,
             journal,
             before,
+            recovered,
+            unrecorded: None,
         })
+    }
+
+    /// What had to be taken back of an earlier run before this one could begin.
+    #[must_use]
+    pub fn recovered(&self) -> Option<&Recovered> {
+        self.recovered.as_ref()
     }
 
     /// The journal, locked.
@@ -96,24 +113,82 @@ impl<'k> Engine<'k> {
     /// # Errors
     /// After everything has been taken back, or saying what could not be.
     pub fn perform(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<(), Failure> {
-        self.journal.begin(goal.kind, goal.source, plan)?;
-        let outcome = match carry_out(self.kernel, plan) {
-            Ok(()) => self.verify(goal, plan),
-            Err(broken) => Err(broken),
-        };
-        match outcome {
-            Ok(()) => match self.journal.done() {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    let left = take_back(self.kernel, plan.clone());
-                    Err(self.ended(Failure::from(error), &left))
-                }
-            },
-            Err(broken) => {
-                let Broken { failure, left } = *broken;
-                Err(self.ended(failure, &left))
+        self.perform_and(goal, plan, Locked::done)
+    }
+
+    /// The same, but all of it goes back unless it is confirmed within `time`. Returns the
+    /// transaction's number.
+    ///
+    /// # Errors
+    /// Also if nobody could be set to watch over it; then nothing was changed.
+    pub fn perform_unconfirmed(
+        &mut self,
+        goal: &Goal<'_>,
+        plan: &Plan,
+        time: Duration,
+    ) -> Result<u64, Failure> {
+        let id = self.journal.last() + 1;
+        confirm::arm(id).map_err(|error| {
+            Failure::from(error)
+                .detail("nothing was changed: without a watcher, nobody would take it back")
+        })?;
+        self.perform_and(goal, plan, |journal| {
+            let now = confirm::uptime().map_err(|source| JournalError::Read {
+                path: "/proc/uptime".into(),
+                source,
+            })?;
+            journal.await_confirmation(now.saturating_add(time))
+        })?;
+        Ok(id)
+    }
+
+    fn perform_and(
+        &mut self,
+        goal: &Goal<'_>,
+        plan: &Plan,
+        end: impl FnOnce(&mut Locked) -> Result<(), JournalError>,
+    ) -> Result<(), Failure> {
+        let _guard = Uninterrupted::begin();
+        if let Err(error) = self.journal.begin(goal.kind, goal.source, plan) {
+            let unwritable = error.is_unwritable()
+                || self
+                    .recovered
+                    .as_ref()
+                    .is_some_and(|recovered| recovered.unrecorded.is_some());
+            if goal.kind == Kind::Teardown && unwritable {
+                return self.perform_unrecorded(goal, plan, error);
             }
+            return Err(Failure::from(error).detail("nothing was changed"));
         }
+        let performed = carry_out(self.kernel, plan)
+            .and_then(|()| self.verify(goal, plan))
+            .and_then(|()| Ok(end(&mut self.journal)?));
+        performed.map_err(|failure| self.give_up(goal, plan, failure))
+    }
+
+    /// Takes everything out although that cannot be written down, because the disk is full or
+    /// read-only: what bears our marks can always be found again.
+    fn perform_unrecorded(
+        &mut self,
+        goal: &Goal<'_>,
+        plan: &Plan,
+        error: JournalError,
+    ) -> Result<(), Failure> {
+        carry_out(self.kernel, plan)
+            .and_then(|()| self.verify(goal, plan))
+            .map_err(|failure| self.give_up(goal, plan, failure))?;
+        // Perhaps there is room by now.
+        let noted = self.journal.begin(goal.kind, goal.source, &Plan::default());
+        if noted.is_err() || self.journal.done().is_err() {
+            self.unrecorded = Some(error);
+        }
+        Ok(())
+    }
+
+    /// Why what was performed could not be written down, if so.
+    #[must_use]
+    pub fn unrecorded(&self) -> Option<&JournalError> {
+        self.unrecorded.as_ref()
     }
 
     /// Writes down that nothing had to change, where the policy's text is another all the same.
@@ -127,63 +202,56 @@ impl<'k> Engine<'k> {
     }
 
     /// Looks again: nothing may be left to do.
-    fn verify(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<(), Box<Broken>> {
+    fn verify(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<(), Failure> {
         let ledger = self.journal.in_force().ledger.after(plan);
-        let wish = Wish {
-            policies: &[goal.policy, &self.before],
-        };
-        let failure = match self.kernel.observe(&wish) {
-            Err(error) => Failure::from(error),
-            Ok(observed) => {
-                let left = planner::plan(goal.policy, &observed, &ledger, goal.stage).plan;
-                if left.is_empty() {
-                    return Ok(());
-                }
-                let mut failure = Failure::new(
-                    Exit::Failed,
-                    "the kernel took all changes, but the router is not as the policy wants it",
-                );
-                for difference in crate::render::difference::differences(&left) {
-                    failure = failure.detail(format!(
-                        "did not take: {} {} {}",
-                        difference.action.sign(),
-                        difference.object,
-                        difference.subject
-                    ));
-                }
-                failure.hint("another program may be changing the same objects; run `redirect status` and try again")
-            }
-        };
-        Err(Box::new(Broken {
-            failure,
-            left: take_back(self.kernel, plan.clone()),
-        }))
+        let observed = self.observe(goal)?;
+        let left = planner::plan(goal.policy, &observed, &ledger, goal.stage).plan;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let mut failure = Failure::new(
+            Exit::Failed,
+            "the kernel took all changes, but the router is not as the policy wants it",
+        );
+        for difference in crate::render::difference::differences(&left) {
+            failure = failure.detail(format!(
+                "did not take: {} {} {}",
+                difference.action.sign(),
+                difference.object,
+                difference.subject
+            ));
+        }
+        Err(failure.hint(
+            "another program may be changing the same objects; run `redirect status` and try again",
+        ))
     }
 
-    /// Writes down how it ended, and says what state the router is in.
-    fn ended(&mut self, failure: Failure, left: &[(Change, KernelError)]) -> Failure {
+    /// Takes everything back, writes down how it ended, and says what state the router is in.
+    fn give_up(&mut self, goal: &Goal<'_>, plan: &Plan, failure: Failure) -> Failure {
         let why = failure.message.clone();
-        if left.is_empty() {
-            let failure = failure.detail("everything was taken back: the router is as it was");
-            return match self.journal.undone(why) {
-                Ok(()) => failure,
-                Err(error) => failure.detail(format!("this could not be written down: {error}")),
-            };
+        let policies = [goal.policy, &self.before];
+        let retreat = recover::retreat(self.kernel, plan, &policies);
+        let mut failure = failure;
+        for left in &retreat.left {
+            failure = failure.detail(left.to_string());
         }
-        let remains = Plan {
-            changes: left
-                .iter()
-                .map(|(change, _)| change.clone().inverse())
-                .collect(),
+        let written = if retreat.failed.is_empty() {
+            failure = failure.detail("everything was taken back: the router is as it was");
+            self.journal.undone(why)
+        } else {
+            failure = failure.detail("NOT everything could be taken back; this remains:");
+            for (change, error) in &retreat.failed {
+                failure = failure.detail(format!("  {error}; by hand: {}", one_line(change)));
+            }
+            failure = failure.hint("type these commands, or run `redirect teardown`");
+            self.journal.failed(why, &retreat.remains())
         };
-        let mut failure = failure.detail("NOT everything could be taken back; this remains:");
-        for (change, error) in left {
-            failure = failure.detail(format!("  {error}; by hand: {}", one_line(change)));
-        }
-        failure = failure.hint("type these commands, or run `redirect teardown`");
-        match self.journal.failed(why, &remains) {
-            Ok(()) => failure,
-            Err(error) => failure.detail(format!("this could not be written down: {error}")),
+        match written {
+            // Where nothing could be written down to begin with, nothing is missing now.
+            Ok(()) | Err(JournalError::NothingOpen) => failure,
+            Err(error) => failure.detail(format!(
+                "this could not be written down: {error}; the next run looks again"
+            )),
         }
     }
 }
@@ -207,45 +275,21 @@ pub fn policy_in_force(journal: &crate::journal::Journal) -> Result<Policy, Fail
     }
 }
 
-/// Why a plan was not carried out, and what of it could not be taken back.
-struct Broken {
-    failure: Failure,
-    left: Vec<(Change, KernelError)>,
-}
-
-/// Makes all changes of `plan`, or none.
-fn carry_out(kernel: &mut dyn Kernel, plan: &Plan) -> Result<(), Box<Broken>> {
+/// Makes all changes of `plan`, up to the first that fails. That one may be made or not.
+fn carry_out(kernel: &mut dyn Kernel, plan: &Plan) -> Result<(), Failure> {
     for (at, change) in plan.changes.iter().enumerate() {
-        let Err(error) = kernel.perform(change) else {
-            continue;
-        };
-        let done = Plan {
-            changes: plan.changes.iter().take(at).cloned().collect(),
-        };
-        let left = take_back(kernel, done);
-        let mut failure = Failure::from(error);
-        failure.message = format!(
-            "step {} of {} failed: {}",
-            at + 1,
-            plan.changes.len(),
-            failure.message
-        );
-        let failure = failure.detail(format!("which is the command: {}", one_line(change)));
-        return Err(Box::new(Broken { failure, left }));
-    }
-    Ok(())
-}
-
-/// Takes back all changes of `plan`, the last one first, and goes on where one cannot
-/// be: as much as possible is to be as it was. Returns what could not be taken back.
-fn take_back(kernel: &mut dyn Kernel, plan: Plan) -> Vec<(Change, KernelError)> {
-    let mut left = Vec::new();
-    for change in plan.inverse().changes {
-        if let Err(error) = kernel.perform(&change) {
-            left.push((change, error));
+        if let Err(error) = kernel.perform(change) {
+            let mut failure = Failure::from(error);
+            failure.message = format!(
+                "step {} of {} failed: {}",
+                at + 1,
+                plan.changes.len(),
+                failure.message
+            );
+            return Err(failure.detail(format!("which is the command: {}", one_line(change))));
         }
     }
-    left
+    Ok(())
 }
 
 /// The command that makes a change, its input left out.

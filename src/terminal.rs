@@ -92,6 +92,11 @@ impl Terminal {
         }
     }
 
+    /// Asks the user something on standard error, and stays on that line.
+    pub fn prompt(&self, text: &str) {
+        to_stderr(&paint(self.colour_err, Style::Bold, text));
+    }
+
     /// Warns on standard error, with what to do about it.
     pub fn warn(&self, message: &str, hint: Option<&str>) {
         let label = paint(self.colour_err, Style::Warning, "warning");

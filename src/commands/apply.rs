@@ -1,17 +1,13 @@
 //! `redirect apply`: makes the router match the policy.
 
-use super::{offline, plan_unlocked, read_policy, refused, show_warnings};
+use super::{offline, plan_unlocked, read_policy, refused, report_recovered, show_warnings};
 use crate::cli::{Apply, Format};
 use crate::engine::{Engine, Goal};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Kind, Location};
-use crate::kernel::conntrack::Conntrack;
 use crate::kernel::router::Router;
 use crate::plan::planner::Stage;
-use crate::plan::{Change, Plan};
-use crate::policy::{Established, Policy};
 use crate::render;
-use crate::rules::Model;
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -45,6 +41,9 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     let mut router = Router::open()?;
     let location = Location::new(journal::DIRECTORY)?;
     let mut engine = Engine::open(&mut router, &location, args.wait.wait)?;
+    if let Some(recovered) = engine.recovered() {
+        report_recovered(recovered, terminal);
+    }
     let observed = engine.observe(&goal)?;
     let planned = engine.plan(&goal, &observed);
     show_warnings(&planned, terminal);
@@ -62,52 +61,25 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         terminal.note("nothing to change: the router matches the policy");
         return Ok(Exit::Done);
     }
-    if changes_packet_rules(&planned.plan) {
-        tell_what_is_cut(&policy, terminal)?;
-    }
-    engine.perform(&goal, &planned.plan)?;
+    let unconfirmed = if let Some(time) = args.confirm {
+        let id = engine.perform_unconfirmed(&goal, &planned.plan, time)?;
+        Some((id, time))
+    } else {
+        engine.perform(&goal, &planned.plan)?;
+        None
+    };
+    // Whoever confirms needs the lock.
+    drop(engine);
     let count = planned.plan.changes.len();
     terminal.note(&format!(
         "applied: {} in place, {count} {} made",
         super::counted(policy.redirects.len(), "redirect", "redirects"),
         if count == 1 { "change" } else { "changes" },
     ));
-    Ok(Exit::Done)
-}
-
-fn changes_packet_rules(plan: &Plan) -> bool {
-    plan.changes
-        .iter()
-        .any(|change| matches!(change, Change::Nftables { .. } | Change::Iptables { .. }))
-}
-
-/// Sessions that are open now reach an appliance that never saw them begin.
-fn tell_what_is_cut(policy: &Policy, terminal: &Terminal) -> Result<(), Failure> {
-    if policy.options.established == Established::Keep || policy.is_empty() {
-        return Ok(());
+    match unconfirmed {
+        Some((id, time)) => super::confirm::ask(id, time, terminal),
+        None => Ok(Exit::Done),
     }
-    let model = Model::new(policy);
-    let mut seen = 0_usize;
-    let cut = Conntrack::open()?.count(None, |connection| {
-        seen += 1;
-        let ends = (connection.source, connection.destination);
-        connection.is_established_tcp()
-            && model
-                .cuts(ends, connection.destination_port, connection.mark)
-                .is_some()
-    })?;
-    if seen == 0 {
-        terminal.note(
-            "connection tracking has seen no connection here yet, so sessions that are open cannot \
-             be counted; those of the policy are cut",
-        );
-    } else if cut > 0 {
-        terminal.note(&format!(
-            "cutting {}: the appliance never saw them begin (`established = \"keep\"` lets them go on)",
-            super::counted(cut, "open session", "open sessions")
-        ));
-    }
-    Ok(())
 }
 
 fn about(args: &Apply, name: &str) -> Vec<String> {

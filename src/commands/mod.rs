@@ -2,7 +2,11 @@
 //! to one interpreter.
 
 mod apply;
+mod confirm;
 mod diff;
+mod history;
+mod repair;
+mod rollback;
 mod schema;
 mod status;
 mod teardown;
@@ -13,7 +17,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
-use crate::engine::{Goal, policy_in_force};
+use crate::engine::{Goal, Recovered, policy_in_force};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Journal, Location};
 use crate::kernel::router::Router;
@@ -57,6 +61,11 @@ fn perform(cli: &Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Diff(args) => diff::run(args, terminal),
         Command::Teardown(args) => teardown::run(args, terminal),
         Command::Status(args) => status::run(args, terminal),
+        Command::Confirm(args) => confirm::run(args, terminal),
+        Command::Rollback(args) => rollback::run(args, terminal),
+        Command::Repair(args) => repair::run(args, terminal),
+        Command::History(args) => history::run(args, terminal),
+        Command::ConfirmWatch(args) => confirm::watch(args),
         Command::Schema => schema::run(terminal),
     }
 }
@@ -128,6 +137,34 @@ fn refused(refusals: &[Finding], what: &str) -> Failure {
 fn show_warnings(planned: &Planned, terminal: &Terminal) {
     for warning in &planned.warnings {
         terminal.warn(&warning.message, Some(&warning.hint));
+    }
+}
+
+/// Where this router's state is kept.
+fn location() -> Result<Location, Failure> {
+    Ok(Location::new(journal::DIRECTORY)?)
+}
+
+/// Tells what had to be taken back of an earlier run.
+fn report_recovered(recovered: &Recovered, terminal: &Terminal) {
+    terminal.warn(&recovered.sentence(), None);
+    for left in &recovered.left {
+        terminal.warn(
+            &left.to_string(),
+            Some("somebody changed it meanwhile, so it was left alone"),
+        );
+    }
+    for (change, error) in &recovered.failed {
+        terminal.warn(
+            &format!("not taken back: {}: {error}", journal::summarise(change)),
+            error.hint.as_deref(),
+        );
+    }
+    if let Some(error) = &recovered.unrecorded {
+        terminal.warn(
+            &format!("this could not be written down: {error}"),
+            error.hint().as_deref(),
+        );
     }
 }
 

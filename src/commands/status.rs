@@ -8,16 +8,19 @@ use super::counted;
 use crate::cli::Status;
 use crate::engine::policy_in_force;
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Journal, Location};
+use crate::journal::{self, Condition, Journal, Location, confirm};
 use crate::kernel::router::Router;
-use crate::kernel::{Kernel, Wish};
+use crate::kernel::{Kernel, KernelError, Wish};
 use crate::plan::planner::{self, Stage};
 use crate::render::difference::{self, Action, Difference};
 use crate::render::json;
 use crate::terminal::{Style, Terminal, paint};
 
 pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
-    let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
+    let (journal, holder) = Journal::read_with_holder(&Location::new(journal::DIRECTORY)?)?;
+    let now =
+        confirm::uptime().map_err(|error| KernelError::io("cannot read `/proc/uptime`", error))?;
+    let condition = journal.condition(now, holder.is_some());
     let policy = policy_in_force(&journal)?;
     let observed = Router::open()?.observe(&Wish {
         policies: &[&policy],
@@ -27,7 +30,8 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
     let drift = difference::differences(&planned.plan);
     let in_force = journal.in_force();
     let digest = in_force.policy.as_ref().map(journal::Digest::short);
-    let exit = if drift.is_empty() {
+    let settled = matches!(condition, Condition::Settled | Condition::Unconfirmed(..));
+    let exit = if drift.is_empty() && settled {
         Exit::Done
     } else {
         Exit::Pending
@@ -38,6 +42,7 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
             "policy": in_force.policy.as_ref().map(journal::Digest::as_str),
             "in_sync": drift.is_empty(),
             "drift": drift,
+            "transaction": transaction(condition),
         })))?;
         return Ok(exit);
     }
@@ -48,7 +53,39 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
         ),
         None => "no policy in force\n".to_owned(),
     };
-    if drift.is_empty() {
+    let (sentence, style) = match condition {
+        Condition::Settled => (String::new(), Style::Good),
+        Condition::Underway(open) => (
+            format!(
+                "underway: transaction {} is being made right now",
+                open.entry.id
+            ),
+            Style::Warning,
+        ),
+        Condition::Interrupted(open) => (
+            format!(
+                "interrupted: transaction {} (`{}` by {}, begun {}) was cut short; `redirect \
+                 rollback` takes it back",
+                open.entry.id,
+                open.entry.command.join(" ").escape_debug(),
+                open.entry.who,
+                open.entry.started
+            ),
+            Style::Error,
+        ),
+        Condition::Unconfirmed(open, left) => (
+            format!(
+                "unconfirmed: transaction {} goes back by itself in {} s; `redirect confirm` keeps it",
+                open.entry.id,
+                left.as_secs() + 1
+            ),
+            Style::Warning,
+        ),
+    };
+    if !sentence.is_empty() {
+        _ = writeln!(text, "{}", paint(terminal.colour_out(), style, &sentence));
+    }
+    if drift.is_empty() && settled {
         let mark = paint(terminal.colour_out(), Style::Good, "ok");
         _ = writeln!(text, "{mark}: everything is in place");
     }
@@ -69,4 +106,18 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
     }
     terminal.data(&text)?;
     Ok(exit)
+}
+
+/// The last transaction, for machines.
+fn transaction(condition: Condition<'_>) -> serde_json::Value {
+    match condition {
+        Condition::Settled => json!({ "state": "settled" }),
+        Condition::Underway(open) => json!({ "state": "underway", "id": open.entry.id }),
+        Condition::Interrupted(open) => json!({ "state": "interrupted", "id": open.entry.id }),
+        Condition::Unconfirmed(open, left) => json!({
+            "state": "unconfirmed",
+            "id": open.entry.id,
+            "seconds_left": left.as_secs() + 1,
+        }),
+    }
 }

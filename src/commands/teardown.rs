@@ -1,9 +1,9 @@
 //! `redirect teardown`: takes all of it back, by our marks of ownership and by what the
 //! journal remembers; it needs neither the policy file nor, for all but sysctls, the journal.
 
-use super::{counted, plan_unlocked};
+use super::{counted, plan_unlocked, report_recovered};
 use crate::cli::{Format, Teardown};
-use crate::engine::{Engine, Goal};
+use crate::engine::{Engine, Goal, take_back_open};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Invocation, Kind, Location, Locked};
 use crate::kernel::router::Router;
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     }
     let mut router = Router::open()?;
     let location = Location::new(journal::DIRECTORY)?;
-    let (journal, aside) =
+    let (mut journal, aside) =
         Locked::acquire_setting_aside(&location, Invocation::current(), args.wait.wait)?;
     if let Some(aside) = aside {
         terminal.warn(
@@ -42,7 +42,20 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
             Some("sysctls that it remembered cannot be restored; see `sysctl -a | grep -e rp_filter -e send_redirects`"),
         );
     }
+    let unconfirmed = match journal.open() {
+        Some(open) if matches!(open.stage, journal::Stage::Unconfirmed { .. }) => {
+            Some(take_back_open(
+                &mut router,
+                &mut journal,
+                "`redirect teardown` came before it was confirmed",
+            )?)
+        }
+        _ => None,
+    };
     let mut engine = Engine::with(&mut router, journal)?;
+    for recovered in unconfirmed.iter().chain(engine.recovered()) {
+        report_recovered(recovered, terminal);
+    }
     let observed = engine.observe(&goal)?;
     let planned = engine.plan(&goal, &observed);
     if planned.plan.is_empty() && engine.journal().in_force().policy.is_none() {
@@ -50,6 +63,12 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
         return Ok(Exit::Done);
     }
     engine.perform(&goal, &planned.plan)?;
+    if let Some(error) = engine.unrecorded() {
+        terminal.warn(
+            &format!("{error}: the journal still says that a policy is in force"),
+            Some("once it can be written, run `redirect teardown` again; else `redirect repair` puts all of it back"),
+        );
+    }
     terminal.note(&format!(
         "torn down: {} made; sessions go to the servers directly, unrecorded",
         counted(planned.plan.changes.len(), "change", "changes")

@@ -1,0 +1,103 @@
+//! `redirect repair`: puts back what others removed, and nothing else. Silent and cheap
+//! where all is well, so that a timer can run it.
+
+use super::{counted, location, refused, report_recovered, show_warnings};
+use crate::cli::Repair;
+use crate::engine::{Engine, Goal, policy_in_force};
+use crate::failure::{Exit, Failure};
+use crate::journal::{Condition, Journal, Kind, confirm};
+use crate::kernel::router::Router;
+use crate::kernel::{Kernel, KernelError, Wish};
+use crate::observation::Observed;
+use crate::plan::planner::{self, Stage};
+use crate::plan::{Change, Ledger, Plan};
+use crate::terminal::Terminal;
+
+pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
+    let location = location()?;
+    let (journal, holder) = Journal::read_with_holder(&location)?;
+    let now =
+        confirm::uptime().map_err(|error| KernelError::io("cannot read `/proc/uptime`", error))?;
+    let mut router = Router::open()?;
+    match journal.condition(now, holder.is_some()) {
+        Condition::Settled => {
+            if journal.in_force().policy.is_none() {
+                return Ok(Exit::Done);
+            }
+            let policy = policy_in_force(&journal)?;
+            let observed = router.observe(&Wish {
+                policies: &[&policy],
+            })?;
+            let ledger = &journal.in_force().ledger;
+            let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
+            if planned.plan.is_empty() && planned.refusals.is_empty() {
+                report_settings(ledger, &planned.plan, &observed, terminal);
+                return Ok(Exit::Done);
+            }
+        }
+        // It will be kept or taken back; a repair in between would be neither.
+        Condition::Unconfirmed(open, left) => {
+            terminal.note(&format!(
+                "transaction {} waits to be confirmed, for another {} s: nothing was repaired",
+                open.entry.id,
+                left.as_secs()
+            ));
+            return Ok(Exit::Done);
+        }
+        Condition::Underway(_) | Condition::Interrupted(_) => {}
+    }
+    let mut engine = Engine::open(&mut router, &location, args.wait.wait)?;
+    if let Some(recovered) = engine.recovered() {
+        report_recovered(recovered, terminal);
+    }
+    let Some(digest) = engine.journal().in_force().policy.clone() else {
+        return Ok(Exit::Done);
+    };
+    let source = engine.journal().source(&digest)?;
+    let policy = policy_in_force(engine.journal())?;
+    let goal = Goal {
+        kind: Kind::Repair,
+        policy: &policy,
+        source: Some(&source),
+        stage: Stage::Complete,
+    };
+    let observed = engine.observe(&goal)?;
+    let planned = engine.plan(&goal, &observed);
+    show_warnings(&planned, terminal);
+    if !planned.refusals.is_empty() {
+        return Err(refused(&planned.refusals, "this router cannot be repaired"));
+    }
+    let ledger = engine.journal().in_force().ledger.clone();
+    report_settings(&ledger, &planned.plan, &observed, terminal);
+    if planned.plan.is_empty() {
+        return Ok(Exit::Done);
+    }
+    engine.perform(&goal, &planned.plan)?;
+    terminal.note(&format!(
+        "repaired: {} made",
+        counted(planned.plan.changes.len(), "change", "changes")
+    ));
+    for change in crate::journal::summary(&planned.plan) {
+        terminal.note(&format!("  {change}"));
+    }
+    Ok(Exit::Done)
+}
+
+/// Settings that others have changed since we wrote them, and that the policy can live
+/// with: reported, not fought over.
+fn report_settings(ledger: &Ledger, plan: &Plan, observed: &Observed, terminal: &Terminal) {
+    for kept in &ledger.sysctls {
+        let ours_again = plan.changes.iter().any(
+            |change| matches!(change, Change::Sysctl { sysctl, .. } if *sysctl == kept.sysctl),
+        );
+        if let Some(found) = observed.sysctl(&kept.sysctl)
+            && found != kept.written
+            && !ours_again
+        {
+            terminal.note(&format!(
+                "{} holds {found}, we wrote {}: somebody changed it, and the policy can live with it",
+                kept.sysctl, kept.written
+            ));
+        }
+    }
+}
