@@ -96,8 +96,11 @@ pub(crate) fn own_table_names(test: &str) -> bool {
         return false;
     }
     fs::create_dir("/etc/iproute2/rt_tables.d").unwrap();
-    let text = "255\tlocal\n254\tmain\n253\tdefault\n0\tunspec\n".to_owned();
-    let content = FileContent { text, mode: 0o644 };
+    let lines = "255\tlocal\n254\tmain\n253\tdefault\n0\tunspec\n".to_owned();
+    let content = FileContent {
+        text: lines,
+        mode: 0o644,
+    };
     files::replace(Path::new("/etc/iproute2/rt_tables"), &content).unwrap();
     true
 }

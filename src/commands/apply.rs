@@ -5,9 +5,13 @@ use crate::cli::{Apply, Format};
 use crate::engine::{Engine, Goal};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Kind, Location};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::router::Router;
 use crate::plan::planner::Stage;
+use crate::plan::{Change, Plan};
+use crate::policy::{Established, Policy};
 use crate::render;
+use crate::rules::Model;
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -61,6 +65,9 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         terminal.note("nothing to change: the router matches the policy");
         return Ok(Exit::Done);
     }
+    if changes_packet_rules(&planned.plan) {
+        tell_what_is_cut(&policy, terminal)?;
+    }
     let unconfirmed = if let Some(time) = args.confirm {
         let id = engine.perform_unconfirmed(&goal, &planned.plan, time)?;
         Some((id, time))
@@ -80,6 +87,41 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         Some((id, time)) => super::confirm::ask(id, time, terminal),
         None => Ok(Exit::Done),
     }
+}
+
+fn changes_packet_rules(plan: &Plan) -> bool {
+    plan.changes
+        .iter()
+        .any(|change| matches!(change, Change::Nftables { .. } | Change::Iptables { .. }))
+}
+
+/// Sessions that are open now reach an appliance that never saw them begin.
+fn tell_what_is_cut(policy: &Policy, terminal: &Terminal) -> Result<(), Failure> {
+    if policy.options.established == Established::Keep || policy.is_empty() {
+        return Ok(());
+    }
+    let model = Model::new(policy);
+    let mut seen = 0_usize;
+    let cut = Conntrack::open()?.count(None, |connection| {
+        seen += 1;
+        let ends = (connection.source, connection.destination);
+        connection.is_established_tcp()
+            && model
+                .cuts(ends, connection.destination_port, connection.mark)
+                .is_some()
+    })?;
+    if seen == 0 {
+        terminal.note(
+            "connection tracking has seen no connection here yet, so sessions that are open cannot \
+             be counted; those of the policy are cut",
+        );
+    } else if cut > 0 {
+        terminal.note(&format!(
+            "cutting {}: the appliance never saw them begin (`established = \"keep\"` lets them go on)",
+            super::counted(cut, "open session", "open sessions")
+        ));
+    }
+    Ok(())
 }
 
 fn about(args: &Apply, name: &str) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! The code that acts: thin, without decisions of its own.
 
 pub mod conntrack;
+pub mod fake;
 pub mod files;
 pub mod iptables;
 pub mod names;

@@ -226,7 +226,8 @@ mod tests {
         let mut seen = String::new();
         for family in ["-4", "-6"] {
             for what in ["rule", "route show table all"] {
-                seen += &format!("{}\n", ip_json(&format!("{family} -details {what}")));
+                seen += &ip_json(&format!("{family} -details {what}")).to_string();
+                seen.push('\n');
             }
         }
         seen += &shell("nft -s list ruleset; iptables-save; ip6tables-save");

@@ -284,6 +284,29 @@ impl<'p> Model<'p> {
         (self.policy.options.established == Established::Redirect || begins).then_some(appliance)
     }
 
+    /// Which redirect would take the packets of a connection that is established already and
+    /// bears this mark: its session is cut when the rules go in. None if its appliance has it.
+    #[must_use]
+    pub fn cuts(
+        self,
+        (source, destination): (IpAddr, IpAddr),
+        port: u16,
+        mark: u32,
+    ) -> Option<&'p Redirect> {
+        if self.policy.options.established == Established::Keep {
+            return None;
+        }
+        let (_, redirect, _) = self.redirects().find(|(_, redirect, _)| {
+            redirect.servers.contains(destination)
+                && redirect.ports.contains(port)
+                && !redirect.except_clients.contains(source)
+        })?;
+        let is_taken = self
+            .appliances()
+            .any(|(_, appliance)| appliance.mark.is_borne_by(mark));
+        (!is_taken).then_some(redirect)
+    }
+
     /// Whether rule 5 lets `packet`, with the marks that prerouting gave it, out of `output`.
     #[must_use]
     pub fn forward(self, packet: &Packet, marked: &Marked, output: &IfName) -> bool {
