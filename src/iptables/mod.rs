@@ -245,7 +245,8 @@ pub enum Match {
     Tcp,
     /// `-m tcp --tcp-flags`.
     Flags(Flags),
-    /// `-m multiport --sports` or `--dports`: at most 15 numbers, a range being two.
+    /// `-m tcp --sport` or `--dport` for one port or range, `-m multiport --sports` or `--dports`
+    /// for more: at most 15 numbers, a range being two.
     Ports {
         /// Which port.
         side: Side,

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 
 use ipnet::IpNet;
 
-use super::{Hook, Match, Rule, Ruleset, Set, Side, Target};
+use super::{
+    FORWARD_CHAIN, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset, Set, Side, Target,
+};
 use crate::net::{Family, IfPattern, PortRange};
 
 /// Networks that `hash:net` takes unless told otherwise.
@@ -69,11 +71,13 @@ impl Match {
                 add(&["-m", "tcp", "--tcp-flags", asked, set]);
             }
             Self::Ports { side, ports } => {
-                let option = match side {
-                    Side::Source => "--sports",
-                    Side::Destination => "--dports",
+                let (extension, option) = match (ports.len(), side) {
+                    (1, Side::Source) => ("tcp", "--sport"),
+                    (1, Side::Destination) => ("tcp", "--dport"),
+                    (_, Side::Source) => ("multiport", "--sports"),
+                    (_, Side::Destination) => ("multiport", "--dports"),
                 };
-                add(&["-m", "multiport", option, &ports_word(ports)]);
+                add(&["-m", extension, option, &ports_word(ports)]);
             }
             Self::InSet { side, negated, set } => {
                 add(&["-m", "set"]);
@@ -298,6 +302,7 @@ pub fn commands(iptables: &str, from: &Ruleset, to: &Ruleset) -> Vec<Command> {
         commands.extend(steps.created.iter().map(|chain| run(&["-N", chain], None)));
     }
     for (chain, rules) in &steps.filled {
+        commands.extend(purpose(chain).map(Command::Remark));
         commands.extend(rules.iter().map(|rule| run(&["-A", chain], Some(rule))));
     }
     // FORWARD's comes first: the seal before the marks, so that no marked packet is unsealed.
@@ -322,6 +327,34 @@ pub fn commands(iptables: &str, from: &Ruleset, to: &Ruleset) -> Vec<Command> {
         commands.extend(steps.removed.iter().map(|chain| run(&["-X", chain], None)));
     }
     commands
+}
+
+/// What our rendering has a chain for, as its name says.
+fn purpose(chain: &str) -> Option<String> {
+    if chain == PREROUTING_CHAIN {
+        return Some("where a packet comes in decides which rules it meets".to_owned());
+    }
+    if chain == FORWARD_CHAIN {
+        return Some(
+            "the seal: what is marked leaves towards its appliance or not at all".to_owned(),
+        );
+    }
+    let (kind, what) = match chain.strip_prefix(PREFIX)?.split_once('-') {
+        Some((kind, what)) => (kind, what),
+        None => (chain.strip_prefix(PREFIX)?, ""),
+    };
+    Some(match kind {
+        "in" => format!("what comes in on {what}"),
+        "mac" => format!("what has the MAC address of appliance {what}"),
+        "for" => format!("whether it is for redirect {what}, at a closer look"),
+        "on" => format!("what redirect {what} takes"),
+        "ct" => format!("connections of redirect {what}"),
+        "marked" => "what no redirect took: it goes on as its connection does".to_owned(),
+        "invalid" => "answers of servers that fit no connection".to_owned(),
+        "to" => format!("what is sent to appliance {what}"),
+        "seal" => format!("what bears the mark of appliance {what}"),
+        _ => return None,
+    })
 }
 
 /// The commands that turn one set into another.

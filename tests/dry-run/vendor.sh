@@ -30,20 +30,33 @@ iptables -t mangle -N scb-redirect
 iptables -t mangle -N scb-redirect-in-eth0
 iptables -t mangle -N scb-redirect-in-eth1
 iptables -t mangle -N scb-redirect-in-sps0
+iptables -t mangle -N scb-redirect-invalid
+iptables -t mangle -N scb-redirect-marked
 iptables -t mangle -N scb-redirect-on-rdp
 iptables -t mangle -N scb-redirect-to-scb
+# where a packet comes in decides which rules it meets
 iptables -t mangle -A scb-redirect -i eth0 -g scb-redirect-in-eth0
 iptables -t mangle -A scb-redirect -i eth1 -g scb-redirect-in-eth1
 iptables -t mangle -A scb-redirect -i sps0 -g scb-redirect-in-sps0
-iptables -t mangle -A scb-redirect -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
-iptables -t mangle -A scb-redirect-in-eth0 -d 10.20.0.0/24 -p tcp -m multiport --dports 3389 -g scb-redirect-on-rdp
-iptables -t mangle -A scb-redirect-in-eth0 -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
-iptables -t mangle -A scb-redirect-in-eth1 -s 10.20.0.0/24 -p tcp -m multiport --sports 3389 -m conntrack --ctstate NEW -m comment --comment 'rdp: from servers' -j CONNMARK --set-xmark 0x1/0xffffffff
-iptables -t mangle -A scb-redirect-in-eth1 -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
+iptables -t mangle -A scb-redirect -g scb-redirect-marked
+# what comes in on eth0
+iptables -t mangle -A scb-redirect-in-eth0 -d 10.20.0.0/24 -p tcp -m tcp --dport 3389 -g scb-redirect-on-rdp
+iptables -t mangle -A scb-redirect-in-eth0 -g scb-redirect-marked
+# what comes in on eth1
+iptables -t mangle -A scb-redirect-in-eth1 -s 10.20.0.0/24 -p tcp -m tcp --sport 3389 -m conntrack --ctstate NEW -m comment --comment 'rdp: from servers' -j CONNMARK --set-xmark 0x1/0xffffffff
+iptables -t mangle -A scb-redirect-in-eth1 -g scb-redirect-marked
+# what comes in on sps0
 iptables -t mangle -A scb-redirect-in-sps0 -j MARK --set-xmark 0x0/0xffffffff
-iptables -t mangle -A scb-redirect-in-sps0 -d 10.20.0.0/24 -p tcp -m multiport --dports 3389 -m comment --comment 'rdp: from the appliance' -j CONNMARK --set-xmark 0x1/0xffffffff
+iptables -t mangle -A scb-redirect-in-sps0 -d 10.20.0.0/24 -p tcp -m tcp --dport 3389 -m comment --comment 'rdp: from the appliance' -j CONNMARK --set-xmark 0x1/0xffffffff
+# answers of servers that fit no connection
+iptables -t mangle -A scb-redirect-invalid -s 10.20.0.0/24 -p tcp -m tcp --sport 3389 -g scb-redirect-to-scb
+# what no redirect took: it goes on as its connection does
+iptables -t mangle -A scb-redirect-marked -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
+iptables -t mangle -A scb-redirect-marked -p tcp -m tcp --tcp-flags SYN,RST NONE -m conntrack --ctstate INVALID -g scb-redirect-invalid
+# what redirect rdp takes
 iptables -t mangle -A scb-redirect-on-rdp -m comment --comment 'rdp: from clients' -j CONNMARK --set-xmark 0x1/0xffffffff
 iptables -t mangle -A scb-redirect-on-rdp -g scb-redirect-to-scb
+# what is sent to appliance scb
 iptables -t mangle -A scb-redirect-to-scb -m comment --comment 'scb: sent to the appliance' -j MARK --set-xmark 0x1/0xffffffff
 # from here on they are in force
 iptables -t mangle -I PREROUTING 1 -j scb-redirect
