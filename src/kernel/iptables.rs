@@ -112,11 +112,22 @@ fn text(bytes: &[u8]) -> String {
 /// Reads what the kernel holds for one variant and family.
 fn rules(command: &str, variant: Variant, family: Family) -> Result<IptablesRules, KernelError> {
     // Reading a legacy table that is not there would make it, with hooks in every packet's way.
-    if variant == Variant::Legacy && legacy_tables(family)?.is_empty() {
-        return Ok(IptablesRules::default());
+    let read = match variant {
+        Variant::Legacy => legacy_tables(family).and_then(|tables| {
+            if tables.is_empty() {
+                Ok(Saved::default())
+            } else {
+                saved(command)
+            }
+        }),
+        Variant::Nft => saved(command),
+    };
+    match read {
+        Ok(Saved { ours, others, .. }) => Ok(IptablesRules { ours, others }),
+        // A dry-run by somebody who may not see them: as if there were none.
+        Err(error) if error.kind == FailureKind::NotPermitted => Ok(IptablesRules::default()),
+        Err(error) => Err(error),
     }
-    let Saved { ours, others, .. } = saved(command)?;
-    Ok(IptablesRules { ours, others })
 }
 
 /// What `iptables-save` says, counters included.
@@ -221,7 +232,12 @@ fn ipset() -> Result<(Availability, Vec<Set>), KernelError> {
     }
     let names = process::run("ipset", &["list", "-n"], b"", PATIENCE)?;
     if !names.status.success() {
-        return Ok((Availability::Missing(names.complaint()), Vec::new()));
+        let error = refused("cannot list sets".to_owned(), &names);
+        let availability = match error.kind {
+            FailureKind::NotPermitted => Availability::Unknown(error.reason),
+            _ => Availability::Missing(error.reason),
+        };
+        return Ok((availability, Vec::new()));
     }
     let mut sets = Vec::new();
     for name in text(&names.stdout).lines().map(str::trim) {
@@ -338,7 +354,11 @@ fn refused(action: String, output: &Output) -> KernelError {
     let reason = output.complaint();
     let error = KernelError::because(action, reason.clone());
     let says = |part: &str| reason.contains(part);
-    if says("Permission denied") || says("Operation not permitted") || says("must be root") {
+    if says("Permission denied")
+        || says("Operation not permitted")
+        || says("must be root")
+        || says("you need to be root")
+    {
         KernelError {
             kind: FailureKind::NotPermitted,
             ..error.hint("run it as root")

@@ -18,7 +18,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::observation::Observed;
-use crate::plan::Change;
+use crate::plan::{Change, Plan};
 use crate::policy::Policy;
 
 /// What observation is to look at, beyond what is always looked at.
@@ -35,6 +35,16 @@ pub trait Kernel {
     /// # Errors
     /// Says what could not be read, and why.
     fn observe(&mut self, wish: &Wish<'_>) -> Result<Observed, KernelError>;
+
+    /// Tries what can be tried of `plan` without changing anything, so that what the router
+    /// lacks is found before the first change.
+    ///
+    /// # Errors
+    /// Says what would fail, and why.
+    fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
+        let _ = plan;
+        Ok(())
+    }
 
     /// Makes one change, whole or not at all.
     ///

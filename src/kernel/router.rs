@@ -8,7 +8,7 @@ use super::route::Routing;
 use super::{FailureKind, Kernel, KernelError, Wish, files, iptables, names, sysctl};
 use crate::net::{Family, IfName, TableId};
 use crate::observation::{Availability, Iptables, Link, Observed, Setting, Sysctl};
-use crate::plan::Change;
+use crate::plan::{Change, Plan};
 use crate::policy::BackendChoice;
 
 /// Mode of a directory that we make.
@@ -105,6 +105,15 @@ impl Kernel for Router {
         })
     }
 
+    fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
+        for change in &plan.changes {
+            if let (Change::Nftables { from, to }, Ok(packets)) = (change, &mut self.packets) {
+                packets.validate(from.as_ref(), to.as_ref())?;
+            }
+        }
+        iptables::rehearse(plan)
+    }
+
     fn perform(&mut self, change: &Change) -> Result<(), KernelError> {
         match change {
             Change::Directory { path, to: true, .. } => files::make_directory(path, DIRECTORY_MODE),
@@ -169,8 +178,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::plan::Ledger;
     use crate::plan::planner::{Stage, plan};
-    use crate::plan::{Ledger, Plan};
     use crate::policy::{self, Policy, Source};
     use crate::test_support::{ip, ip_json, own_network, own_table_names, shell, write};
 

@@ -134,7 +134,7 @@ pub fn changes(
 }
 
 fn render(policy: &Policy, iptables: &Iptables) -> Result<Rendered, Finding> {
-    let with_sets = iptables.ipset == Availability::Available;
+    let with_sets = !matches!(iptables.ipset, Availability::Missing(_));
     rules::iptables::render(policy, with_sets).map_err(|error| Finding {
         key: Some("options.backend".to_owned()),
         message: error.to_string(),
