@@ -1,6 +1,6 @@
 //! `redirect apply`: makes the router match the policy.
 
-use super::{offline, plan_unlocked, read_policy, refused, report_recovered, show_warnings};
+use super::{Typed, offline, plan_unlocked, read_policy, report_recovered, show_warnings};
 use crate::cli::{Apply, Format};
 use crate::engine::{Engine, Goal};
 use crate::failure::{Exit, Failure};
@@ -15,11 +15,12 @@ use crate::rules::Model;
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
-    let (policy, source) = read_policy(&args.policy.policy, terminal)?;
+    let typed = read_policy(&args.policy.policy, terminal)?;
+    let Typed { policy, source, .. } = &typed;
     let goal = Goal {
         kind: Kind::Apply,
-        policy: &policy,
-        source: Some(&source),
+        policy,
+        source: Some(source),
         stage: Stage::Complete,
     };
     if args.dry_run {
@@ -30,10 +31,7 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         };
         show_warnings(&planned, terminal);
         if !planned.refusals.is_empty() {
-            return Err(refused(
-                &planned.refusals,
-                "this policy cannot be applied here",
-            ));
+            return Err(typed.refused(&planned.refusals, terminal));
         }
         let about = about(args, &source.name);
         return match args.format {
@@ -52,12 +50,9 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     let planned = engine.plan(&goal, &observed);
     show_warnings(&planned, terminal);
     if !planned.refusals.is_empty() {
-        return Err(refused(
-            &planned.refusals,
-            "this policy cannot be applied here",
-        ));
+        return Err(typed.refused(&planned.refusals, terminal));
     }
-    let digest = journal::Digest::of(&source);
+    let digest = journal::Digest::of(source);
     if planned.plan.is_empty() {
         if engine.journal().in_force().policy.as_ref() != Some(&digest) {
             engine.note_policy(&goal)?;
@@ -66,7 +61,7 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     if changes_packet_rules(&planned.plan) {
-        tell_what_is_cut(&policy, terminal)?;
+        tell_what_is_cut(policy, terminal)?;
     }
     let unconfirmed = if let Some(time) = args.confirm {
         let id = engine.perform_unconfirmed(&goal, &planned.plan, time)?;

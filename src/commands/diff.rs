@@ -1,6 +1,6 @@
 //! `redirect diff`: what apply would change.
 
-use super::{counted, offline, plan_unlocked, read_policy, refused, show_warnings};
+use super::{Typed, counted, offline, plan_unlocked, read_policy, show_warnings};
 use crate::cli::Diff;
 use crate::engine::Goal;
 use crate::failure::{Exit, Failure};
@@ -10,11 +10,12 @@ use crate::render::{difference, json};
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Diff, terminal: &Terminal) -> Result<Exit, Failure> {
-    let (policy, source) = read_policy(&args.policy.policy, terminal)?;
+    let typed = read_policy(&args.policy.policy, terminal)?;
+    let Typed { policy, source, .. } = &typed;
     let goal = Goal {
         kind: Kind::Apply,
-        policy: &policy,
-        source: Some(&source),
+        policy,
+        source: Some(source),
         stage: Stage::Complete,
     };
     let planned = if args.offline.offline {
@@ -30,10 +31,7 @@ pub(super) fn run(args: &Diff, terminal: &Terminal) -> Result<Exit, Failure> {
         terminal.data(&difference::text(&differences, terminal.colour_out()))?;
     }
     if !planned.refusals.is_empty() {
-        return Err(refused(
-            &planned.refusals,
-            "this policy cannot be applied here",
-        ));
+        return Err(typed.refused(&planned.refusals, terminal));
     }
     if planned.plan.is_empty() {
         terminal.note("no difference: the router matches the policy");

@@ -25,7 +25,7 @@ use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
 use crate::plan::Ledger;
 use crate::plan::planner::{self, Finding, Planned};
-use crate::policy::{self, Policy, Source, Style};
+use crate::policy::{self, Code, Diagnostic, Locations, Policy, Reading, Source, Style};
 use crate::terminal::Terminal;
 
 /// Runs the command that was typed; what it fails with is shown here and nowhere else.
@@ -71,7 +71,7 @@ fn perform(cli: &Cli, terminal: &Terminal) -> Result<Exit, Failure> {
 }
 
 /// Reads the policy that was named; its warnings are shown, its errors are the failure.
-fn read_policy(path: &Path, terminal: &Terminal) -> Result<(Policy, Source), Failure> {
+fn read_policy(path: &Path, terminal: &Terminal) -> Result<Typed, Failure> {
     let source = if path == Path::new("-") {
         Source::from_stdin()
     } else {
@@ -84,33 +84,78 @@ fn read_policy(path: &Path, terminal: &Terminal) -> Result<(Policy, Source), Fai
             None => failure,
         }
     })?;
-    let style = |color| Style {
-        color,
-        ..Style::default()
-    };
     match policy::read(&source) {
-        Ok(reading) => {
-            if !reading.warnings.is_empty() {
-                let text = policy::render(&reading.warnings, &source, style(terminal.colour_err()));
+        Ok(Reading {
+            policy,
+            warnings,
+            locations,
+        }) => {
+            if !warnings.is_empty() {
+                let text = policy::render(&warnings, &source, style(terminal));
                 terminal.note(text.trim_end());
             }
-            Ok((reading.policy, source))
+            Ok(Typed {
+                policy,
+                source,
+                locations,
+            })
         }
         Err(errors) => {
-            let mut failure = Failure::new(
-                Exit::BadPolicy,
-                format!(
-                    "`{}` is not a sound policy; nothing was changed",
-                    source.name
-                ),
+            let message = format!(
+                "`{}` is not a sound policy; nothing was changed",
+                source.name
             );
-            failure.report = Some(policy::render(
-                &errors.diagnostics,
-                &source,
-                style(terminal.colour_err()),
-            ));
+            let mut failure = Failure::new(Exit::BadPolicy, message);
+            let report = policy::render(&errors.diagnostics, &source, style(terminal));
+            failure.report = Some(report);
             Err(failure)
         }
+    }
+}
+
+fn style(terminal: &Terminal) -> Style {
+    Style {
+        color: terminal.colour_err(),
+        ..Style::default()
+    }
+}
+
+/// A policy as it was typed: what it means, its text, and what stands where.
+struct Typed {
+    policy: Policy,
+    source: Source,
+    locations: Locations,
+}
+
+impl Typed {
+    /// A failure because the router does not suit this policy, each reason shown at its place.
+    fn refused(&self, refusals: &[Finding], terminal: &Terminal) -> Failure {
+        let (mut placed, mut others) = (Vec::new(), Vec::new());
+        for refusal in refusals {
+            let place = refusal
+                .key
+                .as_ref()
+                .and_then(|key| Some((key, self.locations.get(key)?)));
+            match place {
+                Some((key, span)) => placed.push(
+                    Diagnostic::new(Code::Router, &self.source, span, key, &refusal.message)
+                        .hint(&refusal.hint),
+                ),
+                None => others.push(refusal),
+            }
+        }
+        let name = &self.source.name;
+        let mut failure = Failure::new(
+            Exit::Lacking,
+            format!("`{name}` cannot be applied on this router; nothing was changed"),
+        );
+        if !placed.is_empty() {
+            failure.report = Some(policy::render(&placed, &self.source, style(terminal)));
+        }
+        for other in others {
+            failure = failure.detail(&other.message).hint(&other.hint);
+        }
+        failure
     }
 }
 

@@ -95,6 +95,7 @@ codes! {
     IdleException = "P052", Warning, "An exception that excepts nothing.";
     OddInterface = "P053", Warning, "An interface name as `ip link` shows it, with its peer.";
     Chained = "P054", Warning, "What one appliance sends would be redirected to another.";
+    Router = "P060", Error, "The router does not suit the policy.";
 }
 
 impl fmt::Display for Code {
