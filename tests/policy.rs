@@ -274,3 +274,80 @@ fn the_schema_beside_the_examples_is_this_one() {
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), schema);
 }
+
+/// Writes `text` under the build's own folder for temporary files, with these permissions.
+fn write(name: &str, text: &str, mode: u32) -> PathBuf {
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("trust-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(name);
+    #[expect(clippy::disallowed_methods, reason = "a test writes its own fixture")]
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+#[test]
+fn what_others_may_write_is_not_read() {
+    let text = fs::read_to_string(root().join("examples/large.toml")).unwrap();
+    for (mode, who) in [
+        (0o620, "its group"),
+        (0o602, "everyone"),
+        (0o666, "everyone"),
+    ] {
+        let path = write(&format!("policy-{mode:o}.toml"), &text, mode);
+        let error = Source::load(&path).unwrap_err();
+        let expected = format!(
+            "the policy `{}` is not to be trusted: {who} may write it (mode 0{mode:o})",
+            path.display()
+        );
+        assert_eq!(error.to_string(), expected);
+        let hint = format!("look at what it says, then `chmod go-w {}`", path.display());
+        assert_eq!(error.hint(), Some(hint));
+    }
+    // A list that others may write is as good as a policy that they may.
+    let policy = write("policy.toml", &text, 0o644);
+    let list = write("networks.txt", "10.20.0.0/24\n", 0o664);
+    let errors = policy::read(&Source::load(&policy).unwrap()).unwrap_err();
+    let [error] = errors.diagnostics.as_slice() else {
+        panic!("{errors}");
+    };
+    assert_eq!(error.code, Code::ListUnreadable);
+    assert_eq!(error.key, "redirect[1].server_network.file");
+    assert!(
+        error
+            .message
+            .ends_with("it is not to be trusted: its group may write it (mode 0664)")
+    );
+    fs::set_permissions(&list, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(policy::read(&Source::load(&policy).unwrap()).is_ok());
+    fs::remove_dir_all(policy.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn what_is_no_policy_file_is_refused_with_a_reason() {
+    let here = root();
+    let error = |path: PathBuf| Source::load(&path).unwrap_err().to_string();
+    assert!(error(here.join("no/such.toml")).ends_with("there is no such file"));
+    assert!(error(here.join("src")).ends_with("it is a directory"));
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("unfit-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let put = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        #[expect(clippy::disallowed_methods, reason = "a test writes its own fixture")]
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    };
+    let latin = put("latin", b"version = 1\n# d\xe9j\xe0 vu\n");
+    assert!(error(latin).ends_with("it is not UTF-8 text at line 2, column 4"));
+    let wide = Source::load(&put("wide", b"\xff\xfev\0e\0")).unwrap_err();
+    assert_eq!(
+        wide.hint().unwrap(),
+        "it looks like UTF-16: save it as UTF-8"
+    );
+    let long = put("long", &vec![b'#'; 1024 * 1024 + 1]);
+    assert!(error(long).ends_with("it is longer than 1 MiB"));
+    fs::remove_dir_all(&folder).unwrap();
+}

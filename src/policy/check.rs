@@ -2,14 +2,15 @@
 //! together make impossible.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::net::{Family, Mark, Networks, PortRange, Ports, Range, RulePriority, TableId};
 
-use super::diagnostic::{Code, Diagnostic};
+use super::diagnostic::{Code, Diagnostic, quoted};
 use super::raw::{Field, Given, Many, Networks as RawNetworks, Raw, RawAppliance, RawRedirect};
-use super::reader::{Reader, lines};
+use super::reader::{Reader, join, lines};
 use super::source::Span;
 use super::words::{listed, nearest};
 use super::{Appliance, Options, Policy, Redirect, keys, value};
@@ -181,7 +182,6 @@ fn tables(raw: &Raw, reader: &mut Reader<'_>) -> Vec<Option<TableId>> {
                     field.key.as_str(),
                     format!("table {table} is the kernel's own `{name}`"),
                 )
-                .found(field.value.to_string())
                 .wanted("any number but 0, 253, 254 and 255")
                 .hint("leave the key out to get 103, 104, … in order of appearance");
             reader.report(diagnostic);
@@ -196,7 +196,6 @@ fn tables(raw: &Raw, reader: &mut Reader<'_>) -> Vec<Option<TableId>> {
                     field.key.as_str(),
                     format!("table {table} is that of appliance `{name}`"),
                 )
-                .found(field.value.to_string())
                 .wanted("a table of its own")
                 .related(reader.source, other.span, format!("table {table} here"));
             reader.report(diagnostic);
@@ -264,7 +263,6 @@ fn marks(raw: &Raw, reader: &mut Reader<'_>) -> Vec<Option<Mark>> {
                                 field.key.as_str(),
                                 format!("mark {:#x} is that of appliance `{name}`", field.value),
                             )
-                            .found(format!("{:#x}", field.value))
                             .wanted("a mark of its own")
                             .related(reader.source, other.span, "the same mark")
                     })
@@ -312,7 +310,6 @@ fn marks(raw: &Raw, reader: &mut Reader<'_>) -> Vec<Option<Mark>> {
                     raw.appliances.len()
                 ),
             )
-            .found(format!("{mark_mask:#x}"))
             .wanted("a mask with more bits");
         reader.report(diagnostic);
     }
@@ -339,7 +336,6 @@ fn mark_outside_mask(
                 )
             },
         )
-        .found(format!("{:#x}", field.value))
         .wanted(format!("bits of {mark_mask:#x}, at least one"));
     if let Some(given) = raw.options.mark_mask.good() {
         diagnostic = diagnostic.related(reader.source, given.span, "the mask");
@@ -384,7 +380,6 @@ fn priorities(raw: &Raw, reader: &mut Reader<'_>) -> Vec<Option<RulePriority>> {
                 "options.rule_priority",
                 format!("{needed} rules from {first} on reach the main table's, which has 32766"),
             )
-            .found(first.to_string())
             .wanted(format!(
                 "at most {}",
                 LAST_PRIORITY.saturating_sub(u32::try_from(needed).unwrap_or(u32::MAX)) + 1
@@ -415,7 +410,6 @@ fn one_address_a_family(appliance: &RawAppliance, reader: &mut Reader<'_>) {
                         appliance.typed
                     ),
                 )
-                .found(second.value.to_string())
                 .wanted("at most one of each family")
                 .related(reader.source, first.span, "the first")
                 .hint("two appliances are two tables, `[appliance.NAME]` each");
@@ -439,7 +433,6 @@ fn unique_names(raw: &Raw, reader: &mut Reader<'_>) {
                     name.key.as_str(),
                     format!("a second redirect called `{}`", name.value),
                 )
-                .found(name.value.to_string())
                 .wanted("a name of its own")
                 .related(reader.source, first.span, "the first");
             reader.report(diagnostic);
@@ -502,24 +495,20 @@ fn appliance_of(redirect: &RawRedirect, raw: &Raw, reader: &mut Reader<'_>) -> O
         Given::Good(field) => {
             let found = names().position(|name| name == field.value);
             if found.is_none() && raw.appliances_complete {
-                let message = format!("there is no appliance `{}`", field.value.escape_debug());
-                let mut diagnostic = reader
-                    .diagnostic(
-                        Code::UnknownAppliance,
-                        field.span,
-                        field.key.as_str(),
-                        message,
-                    )
-                    .found(field.value.clone());
+                let message = match field.value.as_str() {
+                    "" => "an empty text names no appliance".to_owned(),
+                    typed => format!("there is no appliance {}", quoted(typed)),
+                };
+                let mut diagnostic = reader.diagnostic(
+                    Code::UnknownAppliance,
+                    field.span,
+                    field.key.as_str(),
+                    message,
+                );
                 if !raw.appliances.is_empty() {
                     diagnostic = diagnostic.wanted(listed(names()).replace(" and ", " or "));
                 }
-                diagnostic.hint = nearest(&field.value, names()).map_or_else(
-                    || value::appliance_name(&field.value).ok().map(|name| {
-                        format!("`[appliance.{name}]` describes it, with at least `address` and `interface`")
-                    }),
-                    |near| Some(format!("did you mean `{near}`?")),
-                );
+                diagnostic.hint = Some(appliance_hint(&field.value, raw));
                 reader.report(diagnostic);
             }
             found
@@ -541,6 +530,35 @@ fn appliance_of(redirect: &RawRedirect, raw: &Raw, reader: &mut Reader<'_>) -> O
             None
         }
         Given::Missing => (raw.appliances.len() == 1).then_some(0),
+    }
+}
+
+/// What to write instead of `typed`, which names no appliance.
+fn appliance_hint(typed: &str, raw: &Raw) -> String {
+    let names = || {
+        raw.appliances
+            .iter()
+            .map(|appliance| appliance.typed.as_str())
+    };
+    let by_address = typed.parse().ok().and_then(|address: IpAddr| {
+        raw.appliances.iter().find(|appliance| {
+            let mut addresses = appliance.addresses.items.iter();
+            addresses.any(|field| field.value == address)
+        })
+    });
+    if let Some(appliance) = by_address {
+        return format!("appliances go by their names: `\"{}\"`", appliance.typed);
+    }
+    if let Some(near) = nearest(typed, names()) {
+        return format!("did you mean `{near}`?");
+    }
+    match (raw.appliances.as_slice(), value::appliance_name(typed)) {
+        ([_], Err(_)) => "there is only one: the key may be left out".to_owned(),
+        (_, Ok(name)) => format!(
+            "`[{}]` describes an appliance, with at least `address` and `interface`",
+            join("appliance", name.as_str())
+        ),
+        _ => "the names are those in the headers, `[appliance.NAME]`".to_owned(),
     }
 }
 
@@ -602,7 +620,6 @@ fn family_without_address(redirect: &Known<'_>, appliance: &RawAppliance, reader
                     appliance.typed
                 ),
             )
-            .found(text_at(reader, span))
             .wanted(format!(
                 "no {family} network, or an {family} address for the appliance"
             ))
@@ -616,16 +633,6 @@ fn family_without_address(redirect: &Known<'_>, appliance: &RawAppliance, reader
             ));
         reader.report(diagnostic);
     }
-}
-
-fn text_at(reader: &Reader<'_>, span: Span) -> String {
-    reader
-        .source
-        .text_of(span.file)
-        .get(span.start..span.end)
-        .unwrap_or_default()
-        .trim_matches(['"', '\''])
-        .to_owned()
 }
 
 fn among_servers(redirect: &Known<'_>, appliance: &RawAppliance, reader: &mut Reader<'_>) {
@@ -649,7 +656,6 @@ fn among_servers(redirect: &Known<'_>, appliance: &RawAppliance, reader: &mut Re
                     redirect.raw.called()
                 ),
             )
-            .found(text_at(reader, span))
             .wanted(format!("networks without {}", address.value))
             .related(reader.source, address.span, "the appliance")
             .hint(format!(
@@ -689,7 +695,6 @@ fn shared_interface(redirect: &Known<'_>, appliance: &RawAppliance, reader: &mut
                     interface.value, appliance.typed
                 ),
             )
-            .found(field.value.to_string())
             .wanted(format!("another interface, or `mac` in `[appliance.{}]`", appliance.typed))
             .related(reader.source, interface.span, "the appliance's interface")
             .hint(format!(
@@ -750,7 +755,6 @@ fn overlaps(known: &[Known<'_>], raw: &Raw, reader: &mut Reader<'_>) {
                         name(two),
                     ),
                 )
-                .found(text_at(reader, second.raw.servers.span))
                 .wanted("interfaces, networks or ports that do not overlap")
                 .related(reader.source, first.raw.servers.span, format!("those of {}", first.raw.called()))
                 .hint(format!("`except_server` in one of them takes {network} out of it"));
@@ -763,7 +767,7 @@ fn overlaps(known: &[Known<'_>], raw: &Raw, reader: &mut Reader<'_>) {
 fn common_network(one: &Networks, two: &Networks) -> Option<String> {
     fn shown<T: Copy>(
         range: Range<T>,
-        address: impl Fn(T) -> std::net::IpAddr,
+        address: impl Fn(T) -> IpAddr,
         prefixes: &[IpNet],
     ) -> String {
         match prefixes {
@@ -845,7 +849,6 @@ fn shared_by_appliances(known: &[Known<'_>], raw: &Raw, reader: &mut Reader<'_>)
                         theirs.raw.called()
                     ),
                 )
-                .found(two.value.to_string())
                 .wanted("another interface, or `mac` for both appliances")
                 .related(reader.source, one.span, "the same interface")
                 .hint(format!("`ip neigh show dev {}` shows their MAC addresses", two.value));

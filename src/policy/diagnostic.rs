@@ -129,7 +129,7 @@ pub struct Diagnostic {
     /// Where.
     #[serde(flatten)]
     pub place: Place,
-    /// What stands there.
+    /// What stands there, as typed; not where something is missing.
     pub found: Option<String>,
     /// What should stand there.
     pub wanted: Option<String>,
@@ -160,13 +160,6 @@ impl Diagnostic {
             related: Vec::new(),
             hint: None,
         }
-    }
-
-    /// Says what stands there.
-    #[must_use]
-    pub fn found(mut self, found: impl Into<String>) -> Self {
-        self.found = Some(found.into());
-        self
     }
 
     /// Says what should stand there.
@@ -400,11 +393,14 @@ fn snippet<'a>(
 }
 
 /// `text` between backticks, fit for one line of a terminal: control characters
-/// escaped, the middle left out if it is long.
+/// escaped, the middle left out if it is long; in words if it is empty.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     const LONGEST: usize = 60;
     const KEPT: usize = 28;
+    if text.is_empty() {
+        return "an empty text".to_owned();
+    }
     let shown = visible(text);
     let length = shown.chars().count();
     if length <= LONGEST {

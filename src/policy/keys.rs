@@ -264,7 +264,7 @@ pub static SECTIONS: [&Section; 4] = [&TOP, &APPLIANCE_TABLE, &REDIRECT_TABLE, &
 pub const TABLES: [&str; 3] = ["appliance", "redirect", "options"];
 
 /// What other tools call our keys. Only for guessing what was meant.
-const ALIASES: [(&str, &str); 26] = [
+const ALIASES: [(&str, &str); 27] = [
     ("gateway", "address"),
     ("next_hop", "address"),
     ("nexthop", "address"),
@@ -288,10 +288,25 @@ const ALIASES: [(&str, &str); 26] = [
     ("dst", "server_network"),
     ("target", "server_network"),
     ("service", "port"),
+    ("file", "server_network"),
     ("recorder", "appliance"),
     ("fail_open", "on_appliance_down"),
     ("priority", "rule_priority"),
 ];
+
+/// What to say to those who look for a key that does not exist on purpose.
+#[must_use]
+pub fn no_such_key(name: &str) -> Option<&'static str> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "protocol" | "proto" => "only TCP is redirected, nothing has to be said",
+        "enabled" | "enable" | "disabled" | "disable" => {
+            "to switch something off, put `#` before each of its lines"
+        }
+        "comment" | "description" | "note" => "comments begin with `#`, anywhere",
+        "udp" | "udp_port" => "only TCP is redirected",
+        _ => return None,
+    })
+}
 
 /// The one of `names` that was probably meant by `typed`.
 #[must_use]

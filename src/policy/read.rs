@@ -2,6 +2,7 @@
 //! together in [`super::check`]. Nothing stops at the first error.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use toml::Spanned;
@@ -12,7 +13,7 @@ use crate::net::RulePriority;
 use super::diagnostic::{Code, Diagnostic, PolicyErrors, Severity, quoted};
 use super::keys::{self, Kind};
 use super::raw::{Given, Raw, RawAppliance, RawOptions, RawRedirect};
-use super::reader::{Reader, describe, elements, entries, join};
+use super::reader::{Fields, Reader, elements, entries, join};
 use super::source::{Source, Span};
 use super::{
     BackendChoice, Established, OnApplianceDown, Options, Policy, RpFilterChoice, check, syntax,
@@ -75,6 +76,9 @@ pub fn read(source: &Source) -> Result<Reading, PolicyErrors> {
         None
     };
     let mut diagnostics = reader.diagnostics;
+    for diagnostic in &mut diagnostics {
+        diagnostic.found = found(source, diagnostic);
+    }
     diagnostics.sort_by_key(|diagnostic| (diagnostic.place.span.file, diagnostic.place.span.start));
     let refused = diagnostics
         .iter()
@@ -89,45 +93,43 @@ pub fn read(source: &Source) -> Result<Reading, PolicyErrors> {
     }
 }
 
+/// What stands at a diagnostic's place, as far as it can be said in a line.
+fn found(source: &Source, diagnostic: &Diagnostic) -> Option<String> {
+    const LONGEST: usize = 200;
+    let span = diagnostic.place.span;
+    let text = source.text_of(span.file).get(span.start..span.end)?;
+    let absent = matches!(
+        diagnostic.code,
+        Code::MissingKey | Code::NothingToDo | Code::WhichAppliance
+    );
+    (!absent && !text.is_empty() && text.len() <= LONGEST).then(|| text.to_owned())
+}
+
 /// The list files that a policy names, in order of appearance; none of a file that is not TOML
 /// at that place.
 pub fn list_files(text: &str) -> Vec<PathBuf> {
     let (repaired, _) = syntax::repair(text);
     let (document, _) = DeTable::parse_recoverable(&repaired.text);
     let mut found = Vec::new();
-    let redirects = entries(document.get_ref())
-        .into_iter()
-        .filter(|(name, _, _)| *name == "redirect");
-    for (_, _, redirects) in redirects {
-        for redirect in elements(redirects) {
-            let DeValue::Table(redirect) = redirect.get_ref() else {
-                continue;
-            };
-            for (name, _, networks) in entries(redirect) {
-                let networks_here = keys::REDIRECT_TABLE
-                    .key(name)
-                    .is_some_and(|key| key.kind == Kind::Network);
-                if networks_here {
-                    found.extend(elements(networks).iter().filter_map(|item| file_of(item)));
-                }
-            }
-        }
-    }
+    files_in(document.get_ref(), &mut found);
     found
 }
 
-/// The path in `{ file = "…" }`.
-fn file_of(item: &Spanned<DeValue<'_>>) -> Option<PathBuf> {
-    let DeValue::Table(table) = item.get_ref() else {
-        return None;
-    };
-    let (_, _, path) = entries(table)
-        .into_iter()
-        .find(|(name, _, _)| *name == "file")?;
-    path.get_ref()
-        .as_str()
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
+/// Every `{ file = "…" }` of a table and of those within; the parser bounds their depth.
+fn files_in(table: &DeTable<'_>, found: &mut Vec<PathBuf>) {
+    for (_, _, value) in entries(table) {
+        for item in elements(value) {
+            let DeValue::Table(table) = item.get_ref() else {
+                continue;
+            };
+            let path = table.get("file").and_then(|path| path.get_ref().as_str());
+            match path {
+                Some("") => {}
+                Some(path) => found.push(PathBuf::from(path)),
+                None => files_in(table, found),
+            }
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -158,10 +160,15 @@ impl Reader<'_> {
         };
         for (name, name_span, value) in entries(document) {
             let name_span = self.at(name_span);
-            match name {
-                "appliance" => self.appliances(name_span, value, &mut raw),
-                "redirect" => self.redirects(value, &mut raw),
-                "options" => raw.options = self.options(name_span, value),
+            // A table whose name is misspelt has been reported, and is read as what it means.
+            let meant = match name {
+                _ if name == keys::VERSION.name => continue,
+                _ => keys::meant_by(name, keys::TABLES.into_iter()),
+            };
+            match meant {
+                Some("appliance") => self.appliances(name_span, value, &mut raw),
+                Some("redirect") => self.redirects(value, &mut raw),
+                Some("options") => raw.options = self.options(name_span, value),
                 _ => {}
             }
         }
@@ -171,19 +178,27 @@ impl Reader<'_> {
     fn appliances(&mut self, name_span: Span, value: &Spanned<DeValue<'_>>, raw: &mut Raw) {
         let DeValue::Table(table) = value.get_ref() else {
             raw.appliances_complete = false;
-            let span = self.at(value.span());
-            if !self.is_damaged(span) {
+            if !self.is_damaged(self.at(value.span())) {
+                let name = elements(value).into_iter().find_map(|element| {
+                    let DeValue::Table(table) = element.get_ref() else {
+                        return None;
+                    };
+                    table.get("name")?.get_ref().as_str().map(str::to_owned)
+                });
                 let diagnostic = self
                     .diagnostic(
                         Code::WrongType,
                         name_span,
                         "appliance",
-                        "`appliance` is not a table of appliances",
+                        "an appliance has its name in the header",
                     )
-                    .found(describe(value.get_ref()))
-                    .wanted("a table for each appliance")
-                    .hint("`[appliance.scb]`, with a name of your choice for `scb`");
-                self.report(diagnostic);
+                    .wanted("`[appliance.NAME]` for each");
+                self.report(match name {
+                    Some(name) => diagnostic.hint(format!("`[{}]`", join("appliance", &name))),
+                    None => {
+                        diagnostic.hint("`[appliance.scb]`, with a name of your choice for `scb`")
+                    }
+                });
             }
             return;
         };
@@ -208,98 +223,144 @@ impl Reader<'_> {
         }
         for (typed, span, value) in entries {
             let span = self.at(span);
-            let key = join("appliance", typed);
-            let DeValue::Table(table) = value.get_ref() else {
-                raw.appliances_complete = false;
-                if !self.is_damaged(self.at(value.span())) {
-                    let diagnostic = self
-                        .diagnostic(
-                            Code::WrongType,
-                            span,
-                            key,
-                            format!("{} is not a key of `appliance`", quoted(typed)),
-                        )
-                        .found(describe(value.get_ref()))
-                        .wanted("a table for each appliance")
-                        .hint("`[appliance.scb]`, with a name of your choice for `scb`");
-                    self.report(diagnostic);
-                }
+            if let DeValue::Table(table) = value.get_ref() {
+                let appliance = self.appliance(typed, span, table);
+                raw.appliances.push(appliance);
                 continue;
-            };
-            let name = match value::appliance_name(typed) {
-                Ok(name) => Some(name),
-                Err(complaint) => {
-                    self.complain(span, &key, complaint, Some(Kind::Name.wanted()));
-                    None
-                }
-            };
-            self.locations.insert(key.clone(), span);
-            let fields = self.fields(table, key, span, &keys::APPLIANCE_TABLE);
-            let appliance = RawAppliance {
-                typed: typed.to_owned(),
-                name,
-                addresses: self.many(&fields, &keys::ADDRESS, |reader, item| {
-                    reader.text(item, &keys::ADDRESS, value::appliance_address)
-                }),
-                interface: self.one(&fields, &keys::INTERFACE, |reader, item| {
-                    let name = reader.text(item, &keys::INTERFACE, value::interface)?;
-                    reader.warn_of_peer(item, name.as_str());
-                    Some(name)
-                }),
-                macs: self.many(&fields, &keys::MAC, |reader, item| {
-                    reader.text(item, &keys::MAC, value::mac)
-                }),
-                table: self.one(&fields, &keys::TABLE, |reader, item| {
-                    reader.integer(item, &keys::TABLE, 0, u32::MAX)
-                }),
-                mark: self.one(&fields, &keys::MARK, |reader, item| {
-                    reader.integer(item, &keys::MARK, 0, u32::MAX)
-                }),
-                key: fields.key,
-                span,
-            };
-            raw.appliances.push(appliance);
+            }
+            raw.appliances_complete = false;
+            if !self.is_damaged(self.at(value.span())) {
+                let diagnostic = self
+                    .diagnostic(
+                        Code::WrongType,
+                        span,
+                        join("appliance", typed),
+                        format!("{} is not a key of `appliance`", quoted(typed)),
+                    )
+                    .wanted("a table for each appliance")
+                    .hint("`[appliance.scb]`, with a name of your choice for `scb`");
+                self.report(diagnostic);
+            }
+        }
+    }
+
+    fn appliance(&mut self, typed: &str, span: Span, table: &DeTable<'_>) -> RawAppliance {
+        let key = join("appliance", typed);
+        let name = match value::appliance_name(typed) {
+            Ok(name) => Some(name),
+            Err(complaint) => {
+                self.complain(span, &key, complaint, Some(Kind::Name.wanted()));
+                None
+            }
+        };
+        self.locations.insert(key.clone(), span);
+        let fields = self.fields(table, key, span, &keys::APPLIANCE_TABLE);
+        RawAppliance {
+            typed: typed.to_owned(),
+            name,
+            addresses: self.many(&fields, &keys::ADDRESS, |reader, item| {
+                reader.text(item, &keys::ADDRESS, value::appliance_address)
+            }),
+            interface: self.one(&fields, &keys::INTERFACE, |reader, item| {
+                let name = reader.text(item, &keys::INTERFACE, value::interface)?;
+                reader.warn_of_peer(item, name.as_str());
+                Some(name)
+            }),
+            macs: self.many(&fields, &keys::MAC, |reader, item| {
+                reader.text(item, &keys::MAC, value::mac)
+            }),
+            table: self.one(&fields, &keys::TABLE, |reader, item| {
+                reader.integer(item, &keys::TABLE, 0, u32::MAX)
+            }),
+            mark: self.one(&fields, &keys::MARK, |reader, item| {
+                reader.integer(item, &keys::MARK, 0, u32::MAX)
+            }),
+            key: fields.key,
+            span,
         }
     }
 
     fn redirects(&mut self, value: &Spanned<DeValue<'_>>, raw: &mut Raw) {
-        for (index, element) in elements(value).into_iter().enumerate() {
-            let number = index + 1;
-            let key = format!("redirect[{number}]");
+        if let DeValue::Table(table) = value.get_ref() {
+            let named = entries(table);
+            let all = named.iter().all(|(name, _, value)| {
+                keys::REDIRECT_TABLE.key(name).is_none()
+                    && matches!(value.get_ref(), DeValue::Table(_))
+            });
+            if all && !named.is_empty() {
+                self.named_redirects(&named, raw);
+                return;
+            }
+        }
+        for element in elements(value) {
+            let number = raw.redirects.len() + 1;
             let span = self.at(element.span());
-            let DeValue::Table(table) = element.get_ref() else {
-                raw.redirects_complete = false;
-                if !self.is_damaged(span) {
-                    let diagnostic = self
-                        .diagnostic(Code::WrongType, span, key, "a redirect is a table")
-                        .found(describe(element.get_ref()))
-                        .wanted("a table for each redirect")
-                        .hint("`[[redirect]]` on a line of its own, its keys below");
-                    self.report(diagnostic);
-                }
+            if let DeValue::Table(table) = element.get_ref() {
+                let key = format!("redirect[{number}]");
+                let fields = self.fields(table, key, span, &keys::REDIRECT_TABLE);
+                let redirect = self.redirect(number, span, &fields);
+                raw.redirects.push(redirect);
                 continue;
-            };
-            self.locations.insert(key.clone(), span);
-            let fields = self.fields(table, key, span, &keys::REDIRECT_TABLE);
-            let redirect = RawRedirect {
-                number,
-                name: self.one(&fields, &keys::NAME, |reader, item| {
-                    reader.text(item, &keys::NAME, value::name)
-                }),
-                appliance: self.one(&fields, &keys::APPLIANCE, |reader, item| {
-                    reader.text(item, &keys::APPLIANCE, |text| Ok(text.to_owned()))
-                }),
-                clients: self.patterns(&fields, &keys::CLIENT_INTERFACE),
-                server_interfaces: self.patterns(&fields, &keys::SERVER_INTERFACE),
-                servers: self.many(&fields, &keys::SERVER_NETWORK, Self::networks),
-                ports: self.many(&fields, &keys::PORT, Self::port),
-                snat: self.one(&fields, &keys::SNAT, Self::boolean),
-                except_clients: self.many(&fields, &keys::EXCEPT_CLIENT, Self::networks),
-                except_servers: self.many(&fields, &keys::EXCEPT_SERVER, Self::networks),
-                key: fields.key,
-                span,
-            };
-            raw.redirects.push(redirect);
+            }
+            raw.redirects_complete = false;
+            if !self.is_damaged(span) {
+                let diagnostic = self
+                    .diagnostic(Code::WrongType, span, "redirect", "a redirect is a table")
+                    .wanted("a table for each redirect")
+                    .hint("`[[redirect]]` on a line of its own, its keys below");
+                self.report(diagnostic);
+            }
+        }
+    }
+
+    /// `[redirect.rdp]`, as appliances are written.
+    fn named_redirects(
+        &mut self,
+        named: &[(&str, Range<usize>, &Spanned<DeValue<'_>>)],
+        raw: &mut Raw,
+    ) {
+        for (name, span, value) in named {
+            let span = self.at(span.clone());
+            let diagnostic = self
+                .diagnostic(
+                    Code::WrongType,
+                    span,
+                    join("redirect", name),
+                    "a redirect has its name below the header",
+                )
+                .wanted("`[[redirect]]` for each")
+                .hint(format!("`[[redirect]]`, and below it `name = \"{name}\"`"));
+            self.report(diagnostic);
+            if let DeValue::Table(table) = value.get_ref() {
+                let number = raw.redirects.len() + 1;
+                let key = format!("redirect[{number}]");
+                let mut fields = self.fields(table, key, span, &keys::REDIRECT_TABLE);
+                fields.meant.push(keys::NAME.name);
+                let redirect = self.redirect(number, span, &fields);
+                raw.redirects.push(redirect);
+            }
+        }
+    }
+
+    fn redirect(&mut self, number: usize, span: Span, fields: &Fields<'_, '_>) -> RawRedirect {
+        self.locations.insert(fields.key.clone(), span);
+        RawRedirect {
+            number,
+            name: self.one(fields, &keys::NAME, |reader, item| {
+                reader.text(item, &keys::NAME, value::name)
+            }),
+            appliance: self.one(fields, &keys::APPLIANCE, |reader, item| {
+                reader.text(item, &keys::APPLIANCE, |text| Ok(text.to_owned()))
+            }),
+            clients: self.patterns(fields, &keys::CLIENT_INTERFACE),
+            server_interfaces: self.patterns(fields, &keys::SERVER_INTERFACE),
+            servers: self.many(fields, &keys::SERVER_NETWORK, Self::networks),
+            ports: self.many(fields, &keys::PORT, Self::port),
+            snat: self.one(fields, &keys::SNAT, Self::boolean),
+            except_clients: self.many(fields, &keys::EXCEPT_CLIENT, Self::networks),
+            except_servers: self.many(fields, &keys::EXCEPT_SERVER, Self::networks),
+            key: fields.key.clone(),
+            span,
         }
     }
 
@@ -315,7 +376,6 @@ impl Reader<'_> {
             if !self.is_damaged(span) {
                 let diagnostic = self
                     .diagnostic(Code::WrongType, span, "options", "`options` is not a table")
-                    .found(describe(value.get_ref()))
                     .wanted("`[options]`")
                     .hint("`[options]` once, on a line of its own, its keys below");
                 self.report(diagnostic);

@@ -28,7 +28,7 @@ pub struct Fields<'a, 'i> {
     /// Where it begins.
     span: Span,
     /// Keys that unknown ones probably mean; these are not missing.
-    meant: Vec<&'static str>,
+    pub meant: Vec<&'static str>,
 }
 
 /// A value and its place.
@@ -204,11 +204,12 @@ impl<'s> Reader<'s> {
                 keys::meant_by(name, names).map(|near| (near, other))
             });
             let diagnostic = diagnostic.wanted(format!("one of {}", words::listed(names())));
-            match near {
-                Some((near, other)) => {
+            match (keys::no_such_key(name), near) {
+                (Some(why), _) => diagnostic.hint(why),
+                (None, Some((near, other))) => {
                     diagnostic.hint(format!("did you mean `{near}`, {}?", place(other)))
                 }
-                None => diagnostic,
+                (None, None) => diagnostic,
             }
         };
         self.report(diagnostic);
@@ -264,7 +265,6 @@ impl<'s> Reader<'s> {
                     item.key.as_str(),
                     format!("`{}` takes one value, not a list", key.name),
                 )
-                .found(describe(item.value))
                 .wanted(key.kind.wanted());
             diagnostic.hint = if items.len() == 1 {
                 Some("without the brackets".to_owned())
@@ -436,7 +436,6 @@ impl<'s> Reader<'s> {
                     item.key.as_str(),
                     format!("{} is not a choice for `{}`", quoted(word), key.name),
                 )
-                .found(describe(item.value))
                 .wanted(key.kind.wanted());
             let near = words::nearest(word, words.iter().map(|(word, _)| *word));
             reader.report(match near {
@@ -468,11 +467,6 @@ impl<'s> Reader<'s> {
         let mut diagnostic = self.diagnostic(complaint.code, span, key, complaint.message);
         diagnostic.wanted = wanted;
         diagnostic.hint = complaint.hint;
-        diagnostic.found = self
-            .source
-            .text_of(span.file)
-            .get(span.start..span.end)
-            .map(str::to_owned);
         self.report(diagnostic);
     }
 
@@ -484,7 +478,6 @@ impl<'s> Reader<'s> {
                 item.key.as_str(),
                 format!("`{}` cannot be {}", key.name, describe(item.value)),
             )
-            .found(describe(item.value))
             .wanted(key.kind.wanted());
         diagnostic.hint = hint;
         self.report(diagnostic);
@@ -545,6 +538,10 @@ impl<'s> Reader<'s> {
     ) -> Option<u32> {
         let DeValue::Integer(number) = item.value else {
             let hint = match item.value {
+                DeValue::Float(number) => number
+                    .as_str()
+                    .strip_suffix(".0")
+                    .map(|whole| format!("`{whole}`")),
                 DeValue::String(text) if is_number(text) => {
                     Some(format!("without the quotes: `{}`", text.trim()))
                 }
@@ -565,7 +562,6 @@ impl<'s> Reader<'s> {
                     item.key.as_str(),
                     format!("{} is out of range", quoted(&number.to_string())),
                 )
-                .found(number.to_string())
                 .wanted(key.kind.wanted());
             self.report(diagnostic);
         }
@@ -584,7 +580,6 @@ impl<'s> Reader<'s> {
                 item.key.as_str(),
                 format!("policies of version {version} are not known here"),
             )
-            .found(version.to_string())
             .wanted(keys::VERSION.kind.wanted());
         self.report(if version > 1 {
             diagnostic.hint("a newer `redirect` may read it; this one reads version 1")
@@ -623,11 +618,16 @@ impl<'s> Reader<'s> {
                 ),
             _ => {
                 let hint = match item.value {
-                    DeValue::Float(_) => Some("several ports are a list, as in `[22, 3389]`"),
-                    DeValue::Array(_) => Some("a range is a text, as in `\"5900-5910\"`"),
+                    DeValue::Float(number) => Some(match number.as_str().strip_suffix(".0") {
+                        Some(whole) => format!("`{whole}`"),
+                        None => "several ports are a list, as in `[22, 3389]`".to_owned(),
+                    }),
+                    DeValue::Array(_) => {
+                        Some("a range is a text, as in `\"5900-5910\"`".to_owned())
+                    }
                     _ => None,
                 };
-                self.wrong_type(item, &keys::PORT, hint.map(str::to_owned));
+                self.wrong_type(item, &keys::PORT, hint);
                 return None;
             }
         };
@@ -686,9 +686,13 @@ impl<'s> Reader<'s> {
                             inner.key.as_str(),
                             "`file` is not the path of a file",
                         )
-                        .found(describe(inner.value))
                         .wanted("a path such as `\"networks.txt\"`");
-                    self.report(diagnostic);
+                    self.report(match inner.value {
+                        DeValue::Array(_) => {
+                            diagnostic.hint("one `{ file = … }` for each, in a list")
+                        }
+                        _ => diagnostic,
+                    });
                 }
             }
         }
@@ -765,7 +769,6 @@ impl<'s> Reader<'s> {
                 item.key.as_str(),
                 format!("cannot use {}: {reason}", quoted(&source.beside(path))),
             )
-            .found(path.display().to_string())
             .wanted("the path of a readable file");
         diagnostic.hint = why.and_then(|why| why.hint.clone());
         self.report(diagnostic);

@@ -110,7 +110,7 @@ pub struct Place {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The kernel said no.
-    #[error("cannot read the policy `{name}`: {source}")]
+    #[error("cannot read the policy `{name}`: {}", reason(source))]
     Io {
         /// The file, as typed.
         name: String,
@@ -293,6 +293,22 @@ fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     (line, column)
 }
 
+/// The kernel's words without the number.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error")
+                .next()
+                .unwrap_or_default()
+                .to_lowercase()
+        }
+    }
+}
+
 fn policy_error(name: String, refusal: Refusal) -> LoadError {
     match refusal {
         Refusal::Io(source) => LoadError::Io { name, source },
@@ -316,10 +332,10 @@ fn load_list(path: &Path, already: usize) -> Result<String, Refusal> {
 fn unreadable(path: PathBuf, refusal: Refusal) -> Unreadable {
     let (reason, hint) = match refusal {
         Refusal::Io(error) if error.kind() == io::ErrorKind::NotFound => (
-            "there is no such file".to_owned(),
+            reason(&error),
             Some("the path is taken from the policy's own folder".to_owned()),
         ),
-        Refusal::Io(error) => (error.to_string(), None),
+        Refusal::Io(error) => (reason(&error), None),
         Refusal::Untrusted { reason, hint } => {
             (format!("it is not to be trusted: {reason}"), Some(hint))
         }

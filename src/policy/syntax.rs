@@ -7,7 +7,7 @@ use toml::de::{DeTable, Error};
 
 use super::diagnostic::{Code, Diagnostic, quoted};
 use super::source::{Source, Span};
-use super::value;
+use super::{keys, value};
 
 /// A mistake in the text as TOML.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +105,9 @@ pub fn mistakes(text: &str, errors: &[Error], typed: impl Fn(usize) -> usize) ->
 /// All that is wrong with the text as TOML. `mistakes` are sorted by place.
 pub fn explain(source: &Source, mistakes: &[Mistake]) -> Vec<Diagnostic> {
     let text = source.text.as_str();
+    if let Some(foreign) = another_format(source, mistakes) {
+        return vec![foreign];
+    }
     let mut explained: Vec<Diagnostic> = Vec::new();
     let unclosed = unclosed_list(source, mistakes);
     // One mistake often makes the parser stumble several times on a line: the first says it best.
@@ -133,6 +136,39 @@ pub fn explain(source: &Source, mistakes: &[Mistake]) -> Vec<Diagnostic> {
     }
     explained.extend(unclosed.map(|(_, diagnostic)| diagnostic));
     explained
+}
+
+/// A file that is JSON or YAML: one error says so, instead of one a line.
+fn another_format(source: &Source, mistakes: &[Mistake]) -> Option<Diagnostic> {
+    let text = source.text.as_str();
+    let first = mistakes.first()?;
+    let start = text.len()
+        - text
+            .trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+            .len();
+    let line = line_of(text, start);
+    let content = text.get(start..line.end).unwrap_or_default();
+    let colons = mistakes
+        .iter()
+        .map(|mistake| line_of(text, mistake.span.start))
+        .filter(|line| colon_for_equals(text.get(line.clone()).unwrap_or_default()).is_some());
+    let format = if content.starts_with('{') && first.span.start <= line.end {
+        "JSON"
+    } else if content.trim_end() == "---" || (colons.count() > 2 && !text.contains('=')) {
+        "YAML"
+    } else {
+        return None;
+    };
+    let diagnostic = Diagnostic::new(
+        Code::Syntax,
+        source,
+        Span::of_policy(start..line.end),
+        "",
+        format!("this looks like {format}"),
+    );
+    Some(diagnostic.wanted("TOML").hint(
+        "version = 1\n\n[appliance.scb]\naddress = \"10.30.0.2\"\ninterface = \"sps0\"\n\n[[redirect]]\nname = \"rdp\"\n…",
+    ))
 }
 
 /// The list, or inline table, whose end was not found: from where it probably begins to where the
@@ -252,6 +288,12 @@ fn one(source: &Source, span: &Range<usize>, message: &str, line: &Range<usize>)
         {
             said("this text is not closed").wanted(format!("{expected} at its end"))
         }
+        "key with no value" if key_with_spaces(content).is_some() => {
+            let key = key_with_spaces(content).unwrap_or_default();
+            said("a key has no spaces")
+                .wanted("`=` here")
+                .hint(format!("did you mean `{key}`?"))
+        }
         "key with no value" => said("a key without a value")
             .wanted("`=` and a value")
             .hint("every line is `key = value`, a `[table]`, or a `# comment`"),
@@ -268,6 +310,17 @@ fn one(source: &Source, span: &Range<usize>, message: &str, line: &Range<usize>)
         }
         _ => make(span.clone(), plain_words(message)),
     }
+}
+
+/// `server network = …`: the key without spaces, if it is one of ours.
+fn key_with_spaces(content: &str) -> Option<String> {
+    let (key, _) = content.split_once('=')?;
+    let words: Vec<_> = key.split_whitespace().collect();
+    let key = words.join("_");
+    let known = keys::SECTIONS
+        .iter()
+        .any(|section| section.key(&key).is_some());
+    (words.len() > 1 && known).then_some(key)
 }
 
 /// `port = 22, 3389` as it should be.
@@ -302,6 +355,8 @@ fn duplicate(content: &str, made: &Diagnostic, text: &str, span: &Range<usize>) 
     made.message = format!("{} is here for the second time", quoted(name));
     if header.starts_with("[redirect]") {
         made.hint("several redirects are written with double brackets, each: `[[redirect]]`")
+    } else if header.starts_with("[appliance.") {
+        made.hint("two appliances have two names; what belongs to one stands under one header")
     } else if header.starts_with('[') {
         made.hint("write everything under the first of them")
     } else {
@@ -343,7 +398,7 @@ fn bare_value(text: &str, span: &Range<usize>, line: &Range<usize>) -> Option<Ra
 
 /// A value that TOML would have in quotes, or in other words.
 fn bare(token: &str, made: Diagnostic) -> Diagnostic {
-    let mut made = made.found(quoted(token));
+    let mut made = made;
     let lower = token.to_ascii_lowercase();
     match lower.as_str() {
         "true" | "yes" | "on" | "enabled" => {

@@ -41,33 +41,29 @@ impl Complaint {
 /// Not a network, or an address with a prefix length that cuts it off.
 pub fn network(text: &str) -> Result<IpNet, Complaint> {
     // The way that a hundred thousand lines of a list go; everything else is for the one that fails.
-    let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
-        None => (text, None),
-    };
-    let Ok(address) = address.parse::<IpAddr>() else {
-        return Err(why_no_network(text));
-    };
-    let Some(length) = length else {
-        return mapped(address).map_or(Ok(IpNet::from(address)), Err);
-    };
-    let network = Some(length)
-        .filter(|length| length.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|length| length.parse().ok())
-        .and_then(|length| IpNet::new(address, length).ok());
-    match network {
+    match parse_network(text) {
         None => Err(why_no_network(text)),
-        Some(network) if network.network() != address => Err(Complaint::new(
+        Some(network) if network.network() != network.addr() => Err(Complaint::new(
             Code::HostBits,
             format!("`{text}` has bits set beyond its prefix length"),
         )
         .hint(format!(
             "`{}` is the whole network, `{}` this one address",
             network.trunc(),
-            IpNet::from(address)
+            IpNet::from(network.addr())
         ))),
-        Some(network) => mapped(address).map_or(Ok(network), Err),
+        Some(network) => mapped(network.addr()).map_or(Ok(network), Err),
     }
+}
+
+/// An address with or without prefix length, whatever its bits.
+fn parse_network(text: &str) -> Option<IpNet> {
+    let Some((address, length)) = text.split_once('/') else {
+        return text.parse::<IpAddr>().ok().map(IpNet::from);
+    };
+    // `parse` would take `+24`.
+    digits(length)?;
+    IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()
 }
 
 /// IPv4 addresses in IPv6 clothes never appear in a packet.
@@ -85,99 +81,164 @@ fn mapped(address: IpAddr) -> Option<Complaint> {
 
 /// Why `text` is no network: guesses what was meant.
 fn why_no_network(text: &str) -> Complaint {
-    let plain = Complaint::new(
+    let complaint = Complaint::new(
         Code::BadNetwork,
         format!("{} is not a network", quoted(text)),
     );
-    let trimmed = text.trim();
-    if trimmed.is_empty() {
-        return Complaint::new(Code::BadNetwork, "an empty text is not a network");
+    match network_hint(text.trim()) {
+        Some(hint) => complaint.hint(hint),
+        None if text.trim().is_empty() => complaint,
+        None => complaint.hint("names are not looked up: write the address itself"),
     }
-    if trimmed != text && network(trimmed).is_ok() {
-        return plain.hint(format!("without the spaces: `{trimmed}`"));
+}
+
+fn network_hint(text: &str) -> Option<String> {
+    if text.is_empty() {
+        return None;
     }
-    if let Some((first, rest)) = trimmed.split_once([',', ';', ' ']) {
-        let second = rest.trim_start_matches([',', ';', ' ']);
-        let is_mask = second
-            .parse()
-            .is_ok_and(|mask| ipnet::ip_mask_to_prefix(mask).is_ok());
-        if looks_like_address(first) && looks_like_address(second) && !is_mask {
-            return plain.hint("one network each, as in `[\"10.20.0.0/24\", \"10.21.0.0/24\"]`");
-        }
+    masked(text)
+        .or_else(|| several(text))
+        .or_else(|| with_length(text))
+        .or_else(|| address_range(text))
+        .or_else(|| everything(text))
+        .or_else(|| misspelt(text))
+}
+
+/// `10.20.0.0/255.255.255.0`, or with a space or comma between.
+fn masked(text: &str) -> Option<String> {
+    let (address, mask) = text.split_once(['/', ' ', ','])?;
+    let address: Ipv4Addr = address.parse().ok()?;
+    let mask: Ipv4Addr = mask.trim().parse().ok()?;
+    let length = ipnet::ip_mask_to_prefix(IpAddr::V4(mask)).ok();
+    Some(
+        match length.and_then(|length| IpNet::new(IpAddr::V4(address), length).ok()) {
+            Some(network) => format!("with the prefix length for {mask}: `{}`", network.trunc()),
+            None => "write the prefix length after the `/`, as in `10.20.0.0/24`".to_owned(),
+        },
+    )
+}
+
+/// More than one network in one text, or one with something else.
+fn several(text: &str) -> Option<String> {
+    if parse_network(text).is_some() {
+        return Some(format!("without the spaces: `{text}`"));
     }
-    if let Some((address, mask)) = trimmed.split_once(['/', ' '])
-        && let (Ok(address), Ok(mask)) =
-            (address.parse::<Ipv4Addr>(), mask.trim().parse::<Ipv4Addr>())
-    {
-        return match ipnet::ip_mask_to_prefix(IpAddr::V4(mask)) {
-            Ok(length) => plain.hint(format!(
-                "with the prefix length for {mask}: `{}`",
-                IpNet::new(IpAddr::V4(address), length).map_or_else(
-                    |_| format!("{address}/{length}"),
-                    |net| net.trunc().to_string()
-                )
-            )),
-            Err(_) => plain.hint("write the prefix length after the `/`, as in `10.20.0.0/24`"),
-        };
+    let (first, rest) = text.split_once([',', ';', ' ', '\t'])?;
+    let rest = rest.trim_start_matches([',', ';', ' ', '\t']);
+    let first = first
+        .parse::<IpNet>()
+        .ok()
+        .filter(|_| !rest.starts_with('-'))?;
+    Some(if looks_like_address(rest) {
+        "one network each, as in `[\"10.20.0.0/24\", \"10.21.0.0/24\"]`".to_owned()
+    } else {
+        format!("`{first}` alone; comments begin with `#`, outside of the quotes")
+    })
+}
+
+/// Something is wrong on one side of the `/`.
+fn with_length(text: &str) -> Option<String> {
+    let (address, length) = text.split_once('/')?;
+    if let Ok(address) = address.parse::<IpAddr>() {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let plain = !length.is_empty()
+            && length
+                .chars()
+                .all(|c| c.is_alphanumeric() || "+-.".contains(c));
+        return plain.then(|| format!("the prefix length is a number from 0 to {most}"));
     }
-    if let Some((address, length)) = trimmed.split_once('/') {
-        if let Ok(address) = address.parse::<IpAddr>() {
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            return plain.hint(format!("the prefix length is a number from 0 to {most}"));
-        }
-        if let (Some(whole), Ok(length)) = (short_v4(address), length.parse::<u8>()) {
-            return plain.hint(format!(
-                "all four numbers are needed, as in `{}`",
-                IpNet::new(IpAddr::V4(whole), length)
-                    .map_or_else(|_| whole.to_string(), |net| net.trunc().to_string())
-            ));
-        }
+    let whole = short_v4(address)?;
+    let network = IpNet::new(IpAddr::V4(whole), length.parse().ok()?).ok()?;
+    Some(format!(
+        "all four numbers are needed, as in `{}`",
+        network.trunc()
+    ))
+}
+
+/// `10.20.0.0-10.20.0.255`
+fn address_range(text: &str) -> Option<String> {
+    let (first, last) = text.split_once('-')?;
+    let (first, last) = (first.trim(), last.trim());
+    let prefixes = match (first.parse::<IpAddr>(), last.parse::<IpAddr>()) {
+        (Ok(first), Ok(last)) => range_as_prefixes(first, last),
+        _ if first.parse::<IpNet>().is_ok() && last.parse::<IpNet>().is_ok() => None,
+        _ => return None,
+    };
+    Some(match prefixes {
+        Some(prefixes) => format!("ranges are written as prefixes: {prefixes}"),
+        None => "ranges are written as prefixes, as in `10.20.0.0/24`".to_owned(),
+    })
+}
+
+/// `any`, `*`, `10.20.*`
+fn everything(text: &str) -> Option<String> {
+    if let Some(network) = star_v4(text) {
+        return Some(format!("`{network}`"));
     }
-    if let Some((first, last)) = trimmed.split_once('-')
-        && let (Ok(first), Ok(last)) = (
-            first.trim().parse::<IpAddr>(),
-            last.trim().parse::<IpAddr>(),
-        )
-    {
-        return match range_as_prefixes(first, last) {
-            Some(prefixes) => plain.hint(format!("ranges are written as prefixes: {prefixes}")),
-            None => plain.hint("ranges are written as prefixes, as in `10.20.0.0/24`"),
-        };
+    let all = text.contains('*')
+        || ["any", "all"]
+            .iter()
+            .any(|all| text.eq_ignore_ascii_case(all));
+    all.then(|| "all of IPv4 is `0.0.0.0/0`, all of IPv6 `::/0`".to_owned())
+}
+
+/// Anything else that is not a host's name.
+fn misspelt(text: &str) -> Option<String> {
+    let fixed = text.replace('\\', "/");
+    if fixed != text && parse_network(&fixed).is_some() {
+        return Some(format!("`{fixed}`"));
     }
-    if trimmed.contains('*')
-        || trimmed.eq_ignore_ascii_case("any")
-        || trimmed.eq_ignore_ascii_case("all")
-    {
-        return plain.hint(match star_v4(trimmed) {
-            Some(network) => format!("`{network}`"),
-            None => "all of IPv4 is `0.0.0.0/0`, all of IPv6 `::/0`".to_owned(),
+    let fixed = text.replace(',', ".");
+    if fixed != text && parse_network(&fixed).is_some() {
+        return Some(format!("`{fixed}`"));
+    }
+    let path = text.strip_prefix('@').unwrap_or(text);
+    let extension = std::path::Path::new(path)
+        .extension()
+        .is_some_and(|extension| {
+            ["txt", "list", "lst", "csv", "conf"]
+                .iter()
+                .any(|known| extension.eq_ignore_ascii_case(known))
         });
+    if extension || path.starts_with(['/', '~']) || path.starts_with("./") {
+        return Some(format!("a file of networks is `{{ file = \"{path}\" }}`"));
     }
-    if trimmed.contains('%') {
-        return plain.hint("without the `%` and what follows");
+    if text.contains("://") {
+        return Some("the address alone, without what stands around it".to_owned());
     }
-    if trimmed.starts_with('[') {
-        return plain.hint("without the brackets");
+    if let Some(network) = text
+        .strip_prefix('!')
+        .filter(|rest| parse_network(rest.trim()).is_some())
+    {
+        return Some(format!(
+            "what is not meant goes into `except_server`: `\"{}\"`",
+            network.trim()
+        ));
     }
-    if let Some((address, port)) = trimmed.rsplit_once(':')
+    if text.contains('%') {
+        return Some("without the `%` and what follows".to_owned());
+    }
+    if text.starts_with('[') {
+        return Some("without the brackets".to_owned());
+    }
+    if let Some((address, port)) = text.rsplit_once(':')
         && address.parse::<Ipv4Addr>().is_ok()
         && port.parse::<u16>().is_ok()
     {
-        return plain.hint("the port belongs in `port`");
+        return Some("the port belongs in `port`".to_owned());
     }
-    if trimmed.split(['.', '/']).any(|part| {
-        part.len() > 1 && part.starts_with('0') && part.bytes().all(|byte| byte.is_ascii_digit())
-    }) {
-        return plain.hint("numbers are decimal, without leading zeros");
+    let mut parts = text.split(['.', '/']);
+    if parts.any(|part| part.len() > 1 && part.starts_with('0') && digits(part).is_some()) {
+        return Some("numbers are decimal, without leading zeros".to_owned());
     }
-    if looks_like_address(trimmed) {
-        return plain.hint(if trimmed.contains(':') {
+    looks_like_address(text).then(|| {
+        if text.contains(':') {
             "an IPv6 address is up to eight groups of up to four hexadecimal digits, one run of zeros written `::`"
         } else {
             "an IPv4 address is four numbers from 0 to 255"
-        });
-    }
-    plain.hint("names are not looked up: write the address itself")
+        }
+        .to_owned()
+    })
 }
 
 /// Nothing but what addresses are made of, and a number or colon first.
@@ -311,6 +372,23 @@ pub fn port(text: &str) -> Result<PortRange, Complaint> {
         && let (Some(first), Some(last)) = (digits(first.trim()), digits(last.trim()))
     {
         return Err(plain().hint(format!("a range is written with `-`: `\"{first}-{last}\"`")));
+    }
+    if let Some((first, "")) = trimmed.split_once('-')
+        && let Some(first) = digits(first)
+    {
+        return Err(plain().hint(format!("a range has two ends: `\"{first}-65535\"`")));
+    }
+    let numbers: Vec<_> = trimmed
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|part| !part.is_empty())
+        .collect();
+    if let [number] = numbers.as_slice()
+        && !trimmed.starts_with('-')
+        && port_number(number).is_ok()
+    {
+        return Err(plain().hint(format!(
+            "the number alone: `{number}`; only TCP is redirected"
+        )));
     }
     if trimmed.contains([',', ' ', ';']) {
         return Err(plain().hint("several ports are a list, as in `[22, 3389]`"));
