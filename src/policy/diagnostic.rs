@@ -274,8 +274,12 @@ pub fn render(diagnostics: &[Diagnostic], source: &Source, style: Style) -> Stri
     .term_width(style.width);
     let mut out = String::new();
     for diagnostic in diagnostics.iter().take(SHOWN) {
-        out.push_str(&renderer.render(&[group(diagnostic, source)]));
-        out.push_str("\n\n");
+        // The renderer indents empty lines too.
+        for line in renderer.render(&[group(diagnostic, source)]).lines() {
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+        out.push('\n');
     }
     let hidden = diagnostics.len().saturating_sub(SHOWN);
     if hidden > 0 {
