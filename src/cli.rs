@@ -149,13 +149,21 @@ pub struct WaitArg {
 
 /// `redirect apply`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag to be typed")]
 pub struct Apply {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub policy: PolicyArg,
     /// Go back by itself unless `redirect confirm` follows within this time: seconds, or `5m`
-    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "dry_run")]
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["dry_run", "confirmed", "early"])]
     pub confirm: Option<Duration>,
+    /// Apply the policy that was confirmed last, as the journal keeps it; does nothing if there is none
+    #[arg(long, conflicts_with = "policy")]
+    pub confirmed: bool,
+    /// Before the links are up: put in place all that needs none; sessions are refused until
+    /// `redirect repair` or another apply adds the rest
+    #[arg(long)]
+    pub early: bool,
     /// Print the equivalent shell commands instead; changes nothing and needs no privilege
     #[arg(long)]
     pub dry_run: bool,

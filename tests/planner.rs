@@ -32,7 +32,6 @@ const LINKS: [(&str, &str, &str); 4] = [
     ("cli0", "10.40.0.1/24", "fd00:40::1/64"),
 ];
 
-#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 /// What a policy may say, small enough that anything is met soon.
 #[derive(Debug, Clone)]
 struct Wanted {
@@ -403,6 +402,55 @@ proptest! {
             }
             prop_assert_eq!(&run.kernel.observed, &pristine);
         }
+    }
+
+    /// Before the links are up, all goes in that needs none; what follows when they are makes it
+    /// whole; and no link that comes or goes in between makes a difference.
+    #[test]
+    fn early_needs_no_link_and_the_rest_follows(router in router(), wanted in wanted()) {
+        let policy = wanted.policy();
+        let mut without_links = router.clone();
+        without_links.links.clear();
+        without_links.addresses.clear();
+        let early = |observed: &Observed| {
+            plan(&policy, observed, &Ledger::default(), Stage::Early)
+        };
+        let planned = early(&without_links);
+        prop_assert_eq!(&planned.refusals, &[]);
+        prop_assert_eq!(&planned, &early(&router));
+
+        let mut run = Run::on(without_links);
+        for change in &planned.plan.changes {
+            run.step(change);
+        }
+        run.ledger = run.ledger.after(&planned.plan);
+        prop_assert_eq!(early(&run.kernel.observed).plan, Plan::default());
+        let sealed = run.kernel.observed.nftables.clone();
+        prop_assert_eq!(
+            run.kernel.observed.rules.iter().filter(|rule| rule.protocol == RouteProtocol::OURS).count(),
+            policy.appliances.len() * if wanted.six { 2 } else { 1 }
+        );
+
+        // One of the links comes: what is possible is done, and only that.
+        run.kernel.observed.links = links().into_iter().take(2).collect();
+        run.kernel.observed.addresses = addresses().into_iter().filter(|a| a.link <= 2).collect();
+        let observed = run.kernel.observed.clone();
+        let possible = plan(&policy, &observed, &run.ledger, Stage::Possible);
+        prop_assert_eq!(&possible.refusals, &[]);
+        for change in &possible.plan.changes {
+            run.step(change);
+        }
+        run.ledger = run.ledger.after(&possible.plan);
+        let leading = |run: &Run| run.kernel.observed.routes.iter()
+            .filter(|route| route.protocol == RouteProtocol::OURS && route.via.is_some()).count();
+        prop_assert_eq!(leading(&run), if wanted.six { 2 } else { 1 });
+
+        run.kernel.observed.links = links();
+        run.kernel.observed.addresses = addresses();
+        run.apply(&policy);
+        prop_assert_eq!(&run.kernel.observed.nftables, &sealed);
+        run.apply(&Policy::default());
+        prop_assert_eq!(run.kernel.observed, router);
     }
 
     /// What others took away is put back, and nothing else is touched.

@@ -1,10 +1,12 @@
 //! `redirect apply`: makes the router match the policy.
 
-use super::{Typed, offline, plan_unlocked, read_policy, report_recovered, show_warnings};
+use super::{
+    Typed, offline, plan_unlocked, read_policy, read_source, report_recovered, show_warnings,
+};
 use crate::cli::{Apply, Format};
 use crate::engine::{Engine, Goal};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Kind, Location};
+use crate::journal::{self, Journal, Kind, Location};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::router::Router;
 use crate::plan::planner::Stage;
@@ -15,13 +17,30 @@ use crate::rules::Model;
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
-    let typed = read_policy(&args.policy.policy, terminal)?;
+    let typed = if args.confirmed {
+        let Some(confirmed) = confirmed_policy(terminal)? else {
+            terminal.note("nothing to do: no policy was ever confirmed on this router");
+            return Ok(Exit::Done);
+        };
+        confirmed
+    } else {
+        read_policy(&args.policy.policy, terminal)?
+    };
     let Typed { policy, source, .. } = &typed;
     let goal = Goal {
-        kind: Kind::Apply,
+        // What was confirmed before is not applied anew, it is put back.
+        kind: if args.confirmed {
+            Kind::Repair
+        } else {
+            Kind::Apply
+        },
         policy,
         source: Some(source),
-        stage: Stage::Complete,
+        stage: if args.early {
+            Stage::Early
+        } else {
+            Stage::Complete
+        },
     };
     if args.dry_run {
         let planned = if args.offline {
@@ -60,7 +79,8 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         terminal.note("nothing to change: the router matches the policy");
         return Ok(Exit::Done);
     }
-    if changes_packet_rules(&planned.plan) {
+    // Early there are none; and what merely informs must not stand in the way of the seal.
+    if !args.early && changes_packet_rules(&planned.plan) {
         tell_what_is_cut(policy, terminal)?;
     }
     let unconfirmed = if let Some(time) = args.confirm {
@@ -117,6 +137,16 @@ fn tell_what_is_cut(policy: &Policy, terminal: &Terminal) -> Result<(), Failure>
         ));
     }
     Ok(())
+}
+
+/// The policy that was confirmed last, from the journal's own copy. (One that still waits for
+/// that keeps every other run out, and a reboot ends its wait.)
+fn confirmed_policy(terminal: &Terminal) -> Result<Option<Typed>, Failure> {
+    let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
+    let Some(digest) = &journal.confirmed().policy else {
+        return Ok(None);
+    };
+    Ok(Some(read_source(journal.source(digest)?, terminal)?))
 }
 
 fn about(args: &Apply, name: &str) -> Vec<String> {

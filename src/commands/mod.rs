@@ -84,6 +84,11 @@ fn read_policy(path: &Path, terminal: &Terminal) -> Result<Typed, Failure> {
             None => failure,
         }
     })?;
+    read_source(source, terminal)
+}
+
+/// Reads a policy's text; its warnings are shown, its errors are the failure.
+fn read_source(source: Source, terminal: &Terminal) -> Result<Typed, Failure> {
     match policy::read(&source) {
         Ok(Reading {
             policy,
@@ -159,8 +164,13 @@ impl Typed {
     }
 }
 
-/// A failure because the router does not suit the policy.
+/// A failure because the router does not suit the policy, before anything was changed.
 fn refused(refusals: &[Finding], what: &str) -> Failure {
+    unsuited(refusals, what).detail("nothing was changed")
+}
+
+/// A failure because the router does not suit the policy.
+fn unsuited(refusals: &[Finding], what: &str) -> Failure {
     let message = match refusals {
         [only] => format!("{what}: {}", only.message),
         many => format!("{what}, for {} reasons", many.len()),
@@ -176,7 +186,7 @@ fn refused(refusals: &[Finding], what: &str) -> Failure {
         }
         failure = failure.hint(format!("{key}{}", refusal.hint));
     }
-    failure.detail("nothing was changed")
+    failure
 }
 
 fn show_warnings(planned: &Planned, terminal: &Terminal) {

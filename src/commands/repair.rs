@@ -1,7 +1,7 @@
 //! `redirect repair`: puts back what others removed, and nothing else. Silent and cheap
 //! where all is well, so that a timer can run it.
 
-use super::{counted, location, refused, report_recovered, show_warnings};
+use super::{counted, location, refused, report_recovered, show_warnings, unsuited};
 use crate::cli::Repair;
 use crate::engine::{Engine, Goal, policy_in_force};
 use crate::failure::{Exit, Failure};
@@ -55,32 +55,44 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
     };
     let source = engine.journal().source(&digest)?;
     let policy = policy_in_force(engine.journal())?;
-    let goal = Goal {
+    let mut goal = Goal {
         kind: Kind::Repair,
         policy: &policy,
         source: Some(&source),
         stage: Stage::Complete,
     };
     let observed = engine.observe(&goal)?;
-    let planned = engine.plan(&goal, &observed);
+    let mut planned = engine.plan(&goal, &observed);
     show_warnings(&planned, terminal);
-    if !planned.refusals.is_empty() {
-        return Err(refused(&planned.refusals, "this router cannot be repaired"));
+    let waiting = std::mem::take(&mut planned.refusals);
+    if !waiting.is_empty() {
+        // A link that is missing must not keep the seal from being mended.
+        goal.stage = Stage::Possible;
+        planned = engine.plan(&goal, &observed);
+        if !planned.refusals.is_empty() {
+            return Err(refused(&planned.refusals, "this router cannot be repaired"));
+        }
     }
     let ledger = engine.journal().in_force().ledger.clone();
     report_settings(&ledger, &planned.plan, &observed, terminal);
-    if planned.plan.is_empty() {
-        return Ok(Exit::Done);
+    if !planned.plan.is_empty() {
+        engine.perform(&goal, &planned.plan)?;
+        terminal.note(&format!(
+            "repaired: {} made",
+            counted(planned.plan.changes.len(), "change", "changes")
+        ));
+        for change in crate::journal::summary(&planned.plan) {
+            terminal.note(&format!("  {change}"));
+        }
     }
-    engine.perform(&goal, &planned.plan)?;
-    terminal.note(&format!(
-        "repaired: {} made",
-        counted(planned.plan.changes.len(), "change", "changes")
-    ));
-    for change in crate::journal::summary(&planned.plan) {
-        terminal.note(&format!("  {change}"));
+    if waiting.is_empty() {
+        Ok(Exit::Done)
+    } else {
+        Err(unsuited(
+            &waiting,
+            "not everything can be in place on this router as it is",
+        ))
     }
-    Ok(Exit::Done)
 }
 
 /// Settings that others have changed since we wrote them, and that the policy can live

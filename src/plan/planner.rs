@@ -47,9 +47,12 @@ pub enum Stage {
     /// All of it.
     #[default]
     Complete,
-    /// Before the links are there: everything that needs none. Until the route follows,
-    /// sessions of the policy are refused.
+    /// Before the links are there: everything that needs none, whether or not they are. Until
+    /// the route follows, sessions of the policy are refused.
     Early,
+    /// What the links allow that are there: for repair, which is not to leave all undone because
+    /// one link is.
+    Possible,
 }
 
 /// The changes that make the router that was `observed` match `policy`.
@@ -93,7 +96,25 @@ pub fn plan(policy: &Policy, observed: &Observed, ledger: &Ledger, stage: Stage)
         name_removals,
     ]
     .concat();
+    if stage == Stage::Early {
+        // Links come while we are at work: what they allow at one moment and not at the next
+        // must not be part of a transaction that stands or falls as a whole.
+        let changes = &mut planner.planned.plan.changes;
+        changes.retain(|change| !needs_link(change));
+    }
     planner.planned
+}
+
+/// Whether a change can only be made while some link is there.
+fn needs_link(change: &Change) -> bool {
+    match change {
+        Change::Sysctl { .. } => true,
+        Change::Route { from, to } => [from, to]
+            .into_iter()
+            .flatten()
+            .any(|route| route.interface.is_some()),
+        _ => false,
+    }
 }
 
 struct Planner<'a> {
@@ -124,7 +145,7 @@ impl Planner<'_> {
 
     /// Every interface that is named is there, and every appliance is on-link at its own.
     fn check_links(&mut self) {
-        if self.stage == Stage::Early {
+        if self.stage != Stage::Complete {
             return;
         }
         let appliances: Vec<_> = self.model.appliances().collect();
