@@ -1,9 +1,12 @@
 //! What can be typed. Man page and completions come from this very definition.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::net::IfName;
 
 /// Where the policy is, unless given.
 pub const POLICY: &str = "/etc/redirect/policy.toml";
@@ -51,6 +54,10 @@ pub enum Command {
     Repair(Repair),
     /// Show who applied what, when, and with what result
     History(History),
+    /// Is the policy sound on this router, and does each leg go where it should; changes nothing
+    Check(Check),
+    /// Follow one packet: which redirect takes it, by which rule, mark, table and next hop
+    Trace(Trace),
     /// Print the JSON Schema of the policy, for editors
     Schema,
     /// Take a transaction back unless it is confirmed: what `apply --confirm` starts
@@ -214,6 +221,43 @@ pub struct Status {
     pub json: bool,
 }
 
+/// `redirect check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub policy: PolicyArg,
+    /// Ask the appliance itself, too: neighbour, ICMP echo, a session through it to each server port
+    #[arg(long)]
+    pub probe: bool,
+    /// For machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `redirect trace`.
+#[derive(Debug, Args)]
+pub struct Trace {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub policy: PolicyArg,
+    /// The client: `10.10.0.2`, `10.10.0.2:50000`, `[fd00:10::2]:50000`
+    #[arg(long, value_name = "CLIENT[:PORT]", value_parser = endpoint)]
+    pub from: (IpAddr, Option<u16>),
+    /// The server and its port: `10.20.0.2:3389`, `[fd00:20::2]:3389`
+    #[arg(long, value_name = "SERVER:PORT")]
+    pub to: SocketAddr,
+    /// Where the client comes in; unless given, where the router would send answers to it
+    #[arg(long = "in", value_name = "IFACE")]
+    pub input: Option<IfName>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub offline: OfflineArg,
+    /// For machines
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// How a plan is printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -222,6 +266,19 @@ pub enum Format {
     Shell,
     /// The plan as JSON
     Json,
+}
+
+/// Reads an address, with or without a port.
+fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+    if let Ok(address) = text.parse() {
+        return Ok((address, None));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) => Ok((address.ip(), Some(address.port()))),
+        Err(_) => {
+            Err("an address, or one with a port: `10.10.0.2:50000`, `[fd00::2]:50000`".to_owned())
+        }
+    }
 }
 
 /// Reads `90`, `90s`, `10m`, `8h` or `2d`.

@@ -16,6 +16,7 @@
 //! as the kernel holds them, [`kernel`] the thin code that acts, [`journal`] what
 //! survives a crash, [`commands`] one file a command.
 
+pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod engine;

@@ -2,14 +2,17 @@
 //! to one interpreter.
 
 mod apply;
+mod check;
 mod confirm;
 mod diff;
 mod history;
+mod look;
 mod repair;
 mod rollback;
 mod schema;
 mod status;
 mod teardown;
+mod trace;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -66,6 +69,8 @@ fn perform(cli: &Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Repair(args) => repair::run(args, terminal),
         Command::History(args) => history::run(args, terminal),
         Command::ConfirmWatch(args) => confirm::watch(args),
+        Command::Check(args) => check::run(args, terminal),
+        Command::Trace(args) => trace::run(args, terminal),
         Command::Schema => schema::run(terminal),
     }
 }

@@ -7,10 +7,12 @@ pub mod iptables;
 pub mod names;
 pub mod netlink;
 pub mod nftables;
+pub mod probe;
 pub mod process;
 pub mod route;
 pub mod router;
 pub mod signals;
+pub mod surroundings;
 pub mod sysctl;
 
 use std::io;

@@ -1,0 +1,512 @@
+//! What becomes of one session, step by step.
+//!
+//! Our own rules are asked of [`Model`], which tests hold against the kernel; those of
+//! others of [`walk`]; the routes of the kernel itself, or, where there is no kernel to ask,
+//! of what apply would make.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use super::foreign::walk::{self, Event, What};
+use super::foreign::{Hook, State};
+use super::legs::{self, Asked, Leg, Number, Session};
+use super::packets::{OurRules, traveller, with_ours};
+use super::text::Emphasis;
+use super::{Case, Outcome, routing};
+use crate::kernel::route::Answer;
+use crate::net::{IfName, IfPattern};
+use crate::policy::{Policy, Redirect};
+use crate::rules::{Connection, Leg as RuleLeg, Model, Packet};
+
+/// A session to follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Request {
+    /// The client.
+    pub client: IpAddr,
+    /// Its port.
+    pub client_port: u16,
+    /// The server.
+    pub server: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Where the client comes in.
+    pub input: IfName,
+}
+
+/// What becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum Fate {
+    /// It goes through the appliance.
+    Redirected {
+        /// The redirect.
+        redirect: String,
+        /// The appliance.
+        appliance: String,
+    },
+    /// A redirect takes it, and then something fails.
+    Broken {
+        /// The redirect.
+        redirect: String,
+        /// The appliance.
+        appliance: String,
+        /// The first leg that fails.
+        leg: usize,
+    },
+    /// No redirect takes it.
+    Direct {
+        /// By redirect, why not.
+        why: Vec<String>,
+        /// Where it goes.
+        way: String,
+    },
+}
+
+/// The whole trace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Trace {
+    /// What was asked.
+    pub request: Request,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub fate: Fate,
+    /// Whether the policy is in force; if not, this is how it will be.
+    pub in_force: bool,
+    /// Its legs.
+    pub legs: Vec<TraceLeg>,
+}
+
+/// One leg, followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TraceLeg {
+    /// 1 to 4.
+    pub leg: usize,
+    /// In words.
+    pub title: &'static str,
+    /// Where it comes in.
+    pub input: String,
+    /// Source address and port.
+    pub from: String,
+    /// Destination address and port.
+    pub to: String,
+    /// What our rules do.
+    pub marks: String,
+    /// What rules of others do, where they do something.
+    pub others: Vec<String>,
+    /// How its route is chosen.
+    pub route: String,
+    /// What the kernel says, if it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// What to make of it.
+    pub verdict: Outcome,
+}
+
+/// The redirect that takes the first packet of a session.
+///
+/// # Errors
+/// Where none does: why not, by redirect.
+pub fn taker(policy: &Policy, request: &Request) -> Result<usize, Vec<String>> {
+    let packet = first_packet(request);
+    let marked = Model::new(policy).prerouting(&packet);
+    let client = marked
+        .taken
+        .iter()
+        .find(|(_, leg)| *leg == RuleLeg::Clients);
+    if let Some((index, _)) = client {
+        return Ok(*index);
+    }
+    Err(policy
+        .redirects
+        .iter()
+        .map(|redirect| why_not(policy, redirect, &packet))
+        .collect())
+}
+
+fn first_packet(request: &Request) -> Packet {
+    Packet {
+        input: request.input.clone(),
+        mac: None,
+        source: request.client,
+        destination: request.server,
+        ports: Some((request.client_port, request.port)),
+        flags: Packet::SYN,
+        connection: Connection::New(0),
+        mark: 0,
+    }
+}
+
+fn why_not(policy: &Policy, redirect: &Redirect, packet: &Packet) -> String {
+    let listed = |patterns: &[IfPattern]| {
+        let words: Vec<String> = patterns
+            .iter()
+            .map(|pattern| format!("`{pattern}`"))
+            .collect();
+        words.join(", ")
+    };
+    let mut reasons = Vec::new();
+    if !redirect.servers.contains(packet.destination) {
+        reasons.push(format!("{} is none of its servers", packet.destination));
+    }
+    let port = packet.ports.map_or(0, |(_, port)| port);
+    if !redirect.ports.contains(port) {
+        let ports: Vec<String> = redirect.ports.iter().map(ToString::to_string).collect();
+        reasons.push(format!("port {port} is none of {}", ports.join(", ")));
+    }
+    let comes_in = redirect
+        .client_interfaces
+        .iter()
+        .any(|pattern| pattern.matches(&packet.input));
+    if !comes_in {
+        reasons.push(format!(
+            "it comes in on `{}`, clients on {}",
+            packet.input,
+            listed(&redirect.client_interfaces)
+        ));
+    }
+    if redirect.except_clients.contains(packet.source) {
+        reasons.push(format!("{} is an excepted client", packet.source));
+    }
+    let is_appliance = policy
+        .appliance_of(redirect)
+        .is_some_and(|appliance| appliance.macs.is_empty() && Model::is_from(appliance, packet));
+    if is_appliance {
+        reasons.push("it comes from the appliance itself".to_owned());
+    }
+    format!("redirect `{}`: {}", redirect.name, reasons.join("; "))
+}
+
+/// The session of a redirect that a request is.
+#[must_use]
+pub fn session(redirect: usize, request: &Request) -> Session {
+    Session {
+        redirect,
+        family: crate::net::Family::of(request.server),
+        client_interface: request.input.clone(),
+        client: request.client,
+        client_port: request.client_port,
+        server: request.server,
+        port: request.port,
+    }
+}
+
+/// Follows a session that `asked` was asked about; `kernel`: by the kernel itself.
+#[must_use]
+pub fn follow(case: &Case<'_>, request: Request, asked: &Asked, kernel: bool) -> Option<Trace> {
+    let redirect = case.policy.redirects.get(asked.session.redirect)?;
+    let appliance = case.policy.appliance_of(redirect)?;
+    let mut legs_followed = Vec::new();
+    let mut broken = None;
+    for leg in &asked.legs {
+        let followed = follow_leg(case, redirect, asked, leg, kernel);
+        if followed.verdict == Outcome::Astray && broken.is_none() {
+            broken = Some(followed.leg);
+        }
+        legs_followed.push(followed);
+    }
+    if broken.is_none() && asked.legs.len() < Number::ALL.len() {
+        broken = Some(Number::ApplianceToServer.number());
+    }
+    let (redirect, appliance) = (redirect.name.to_string(), appliance.name.to_string());
+    Some(Trace {
+        request,
+        fate: match broken {
+            None => Fate::Redirected {
+                redirect,
+                appliance,
+            },
+            Some(leg) => Fate::Broken {
+                redirect,
+                appliance,
+                leg,
+            },
+        },
+        in_force: case.in_force,
+        legs: legs_followed,
+    })
+}
+
+fn follow_leg(
+    case: &Case<'_>,
+    redirect: &Redirect,
+    asked: &Asked,
+    leg: &Leg,
+    kernel: bool,
+) -> TraceLeg {
+    let (source_port, destination_port) = leg.question.tcp_ports.unwrap_or_default();
+    let input = leg
+        .question
+        .input
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let mut followed = TraceLeg {
+        leg: leg.number.number(),
+        title: leg.number.title(),
+        input,
+        from: leg
+            .question
+            .from
+            .map_or_else(String::new, |from| endpoint(from, source_port)),
+        to: endpoint(leg.question.to, destination_port),
+        marks: String::new(),
+        others: Vec::new(),
+        route: String::new(),
+        kernel: None,
+        verdict: Outcome::AsExpected,
+    };
+    let state = match leg.number {
+        Number::ClientToAppliance | Number::ApplianceToServer => State::New,
+        _ => State::Established,
+    };
+    let through = travel(case, asked, leg, state, &mut followed);
+    followed.marks = if routing::packets_drifted(case) {
+        followed.verdict = Outcome::Astray;
+        "our packet rules are not in place; see `redirect check`".to_owned()
+    } else {
+        marks(case, redirect, leg, through.mark, through.connection_mark)
+    };
+    followed.route = route_words(case, redirect, leg);
+    let should = leg.question.mark != 0;
+    let bears = case
+        .policy
+        .appliance_of(redirect)
+        .is_some_and(|appliance| appliance.mark.is_borne_by(through.mark));
+    if kernel {
+        let outcome = routing::outcome(case, leg);
+        let answer = if outcome == Outcome::OnceApplied {
+            &leg.unmarked
+        } else {
+            &leg.answer
+        };
+        followed.kernel = Some(legs::words(answer));
+        if followed.verdict == Outcome::AsExpected {
+            followed.verdict = outcome;
+        }
+    }
+    if !through.arrives || should != bears {
+        followed.verdict = Outcome::Astray;
+    }
+    followed
+}
+
+/// How a packet came out of all packet rules.
+struct Through {
+    arrives: bool,
+    mark: u32,
+    connection_mark: u32,
+}
+
+fn travel(
+    case: &Case<'_>,
+    asked: &Asked,
+    leg: &Leg,
+    state: State,
+    followed: &mut TraceLeg,
+) -> Through {
+    let made = traveller(
+        case.policy,
+        &asked.session,
+        asked.server_interface.as_ref(),
+        leg.number,
+        state,
+    );
+    let Some(mut traveller) = made else {
+        return Through {
+            arrives: false,
+            mark: 0,
+            connection_mark: 0,
+        };
+    };
+    let rules = with_ours(case);
+    let mut ours = OurRules::new(case.policy);
+    let mut events = Vec::new();
+    let mut arrives = walk::pass(
+        &rules,
+        Hook::Prerouting,
+        &mut traveller,
+        &mut ours,
+        &mut events,
+    );
+    if arrives {
+        traveller.output = Some(leg.expected.interface.clone());
+        arrives = walk::pass(
+            &rules,
+            Hook::Forward,
+            &mut traveller,
+            &mut ours,
+            &mut events,
+        );
+    }
+    followed.others = events.iter().filter_map(event_words).collect();
+    Through {
+        arrives,
+        mark: traveller.mark,
+        connection_mark: traveller.connection_mark,
+    }
+}
+
+fn event_words(event: &Event<'_>) -> Option<String> {
+    let what = match event.what {
+        What::Marked {
+            which, from, to, ..
+        } => {
+            let which = match which {
+                super::foreign::Which::Packet => "packet",
+                super::foreign::Which::Connection => "connection",
+            };
+            format!("changes the {which} mark from {from:#x} to {to:#x}")
+        }
+        What::Untracked => "takes it from connection tracking".to_owned(),
+        What::Offloaded => "hands it to a flowtable".to_owned(),
+        What::SourceNat => "rewrites its source".to_owned(),
+        What::DestinationNat => "rewrites its destination".to_owned(),
+        What::Dropped => "drops it".to_owned(),
+        What::Doubt => return None,
+    };
+    let chain = event.site.chain.title();
+    Some(match event.site.rule {
+        Some(rule) => format!("{chain}: `{}` {what}", rule.text),
+        None => format!("{chain}: its policy {what}"),
+    })
+}
+
+fn marks(
+    case: &Case<'_>,
+    redirect: &Redirect,
+    leg: &Leg,
+    mark: u32,
+    connection_mark: u32,
+) -> String {
+    let rule = match leg.number {
+        Number::ClientToAppliance => format!("`{}: from clients` takes it", redirect.name),
+        Number::ApplianceToServer if redirect.snat => {
+            format!("`{}: from the appliance` takes it", redirect.name)
+        }
+        Number::ServerToAppliance if redirect.snat => "its connection is marked".to_owned(),
+        Number::ApplianceToClient => "from the appliance, so its packets stay unmarked".to_owned(),
+        _ => "the appliance's own connection, which no rule touches".to_owned(),
+    };
+    let bits = case
+        .policy
+        .appliance_of(redirect)
+        .map_or(u32::MAX, |appliance| appliance.mark.mask);
+    format!(
+        "{rule}: packet mark {:#x}, connection mark {:#x}",
+        mark & bits,
+        connection_mark & bits
+    )
+}
+
+fn route_words(case: &Case<'_>, redirect: &Redirect, leg: &Leg) -> String {
+    let way = legs::way_words(leg.expected.via, Some(&leg.expected.interface));
+    match case.policy.appliance_of(redirect) {
+        Some(appliance) if leg.question.mark != 0 => format!(
+            "rule {} fwmark {} -> table {} ({}): {way}",
+            appliance.rule_priority, appliance.mark, appliance.table, appliance.name
+        ),
+        _ => format!("unmarked, as ever: {way}"),
+    }
+}
+
+fn endpoint(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
+/// A session that no redirect takes.
+#[must_use]
+pub fn direct(
+    in_force: bool,
+    request: Request,
+    why: Vec<String>,
+    answer: Option<&Result<Answer, String>>,
+) -> Trace {
+    let way = answer.map_or_else(
+        || "as the router's own routes have it".to_owned(),
+        legs::words,
+    );
+    Trace {
+        request,
+        fate: Fate::Direct { why, way },
+        in_force,
+        legs: Vec::new(),
+    }
+}
+
+/// The trace as people read it.
+#[must_use]
+pub fn text(trace: &Trace, paint: &dyn Fn(Emphasis, &str) -> String) -> String {
+    let request = &trace.request;
+    let mut text = format!(
+        "{} to {}, in on `{}`: ",
+        endpoint(request.client, request.client_port),
+        endpoint(request.server, request.port),
+        request.input
+    );
+    match &trace.fate {
+        Fate::Redirected {
+            redirect,
+            appliance,
+        } => {
+            let when = if trace.in_force { "" } else { " once applied" };
+            let verdict = format!("redirected{when}");
+            _ = writeln!(
+                text,
+                "{} by `{redirect}` through appliance `{appliance}`",
+                paint(Emphasis::Good, &verdict)
+            );
+        }
+        Fate::Broken {
+            redirect,
+            appliance,
+            leg,
+        } => {
+            _ = writeln!(
+                text,
+                "taken by `{redirect}` for appliance `{appliance}`, but {}",
+                paint(Emphasis::Error, &format!("leg {leg} fails"))
+            );
+        }
+        Fate::Direct { why, way } => {
+            _ = writeln!(
+                text,
+                "{}, goes {way}",
+                paint(Emphasis::Warning, "not redirected")
+            );
+            for reason in why {
+                _ = writeln!(text, "  {reason}");
+            }
+            if why.is_empty() {
+                text.push_str("  the policy redirects nothing\n");
+            }
+        }
+    }
+    for leg in &trace.legs {
+        let heading = format!("leg {}, {}", leg.leg, leg.title);
+        _ = writeln!(
+            text,
+            "\n{}: {} to {}, in on `{}`",
+            paint(Emphasis::Heading, &heading),
+            leg.from,
+            leg.to,
+            leg.input
+        );
+        _ = writeln!(text, "  marks   {}", leg.marks);
+        for other in &leg.others {
+            _ = writeln!(text, "  others  {other}");
+        }
+        _ = writeln!(text, "  route   {}", leg.route);
+        let verdict = match leg.verdict {
+            Outcome::AsExpected => paint(Emphasis::Good, "ok"),
+            Outcome::OnceApplied => paint(Emphasis::Quiet, "once applied"),
+            Outcome::Astray => paint(Emphasis::Error, "FAILS"),
+        };
+        match &leg.kernel {
+            Some(kernel) => _ = writeln!(text, "  kernel  {kernel}: {verdict}"),
+            None => _ = writeln!(text, "  kernel  not asked: {verdict}"),
+        }
+    }
+    text
+}

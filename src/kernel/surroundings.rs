@@ -1,0 +1,316 @@
+//! Gathers what `check`, `trace` and `init` look at beyond an observation. No decisions
+//! here, and nothing is changed: what cannot be read is noted, and the rest is read all the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::conntrack::{Connection, Conntrack};
+use super::route::{Neighbour, Question};
+use super::router::Router;
+use super::{KernelError, files, process};
+use crate::check::foreign::nft::TableName;
+use crate::check::foreign::{Ruleset, System, iptables, nft};
+use crate::check::legs;
+use crate::check::surroundings::{Surroundings, Unseen, concerns};
+use crate::net::{Action, Family, RouteProtocol, TableId};
+use crate::observation::Observed;
+use crate::policy::Policy;
+
+/// Rulesets of tens of thousands of rules take seconds to print.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks at everything that matters to `policy`.
+#[must_use]
+pub fn gather(policy: &Policy, observed: &Observed, router: &mut Router) -> Surroundings {
+    let mut found = Surroundings {
+        settings: settings(observed),
+        networkd: networkd(),
+        ..Surroundings::default()
+    };
+    rules(&mut found);
+    for link in &observed.links {
+        let is_servers = observed.addresses.iter().any(|address| {
+            address.link == link.index
+                && policy
+                    .redirects
+                    .iter()
+                    .any(|redirect| redirect.servers.contains(address.network.network()))
+        });
+        if concerns(policy, &link.name) || is_servers {
+            neighbours(&mut found, router, link);
+        }
+    }
+    routes(policy, observed, router, &mut found);
+    let sessions = legs::sessions(policy, observed, &found);
+    found.asked = legs::ask(policy, sessions, &mut |question: &Question| {
+        router
+            .routing()
+            .lookup(question)
+            .map_err(|error| error.to_string())
+    });
+    found.open_sessions = noted(&mut found.unseen, "open sessions", open_sessions(policy));
+    found
+}
+
+/// What was read, or nothing and a note.
+fn noted<T>(unseen: &mut Vec<Unseen>, what: &str, read: Result<T, KernelError>) -> Option<T> {
+    match read {
+        Ok(value) => Some(value),
+        Err(error) => {
+            unseen.push(Unseen {
+                what: what.to_owned(),
+                why: error.to_string(),
+            });
+            None
+        }
+    }
+}
+
+fn settings(observed: &Observed) -> BTreeMap<String, i64> {
+    let mut settings: BTreeMap<String, i64> = observed
+        .sysctls
+        .iter()
+        .filter_map(|(path, (_, value))| Some((path.clone(), value.trim().parse().ok()?)))
+        .collect();
+    let ip_forward = files::read(Path::new("/proc/sys/net/ipv4/ip_forward"), 64);
+    if let Ok(Some(content)) = ip_forward
+        && let Ok(value) = content.text.trim().parse()
+    {
+        settings.insert("net/ipv4/ip_forward".to_owned(), value);
+    }
+    settings
+}
+
+fn neighbours(found: &mut Surroundings, router: &mut Router, link: &crate::observation::Link) {
+    let read = router.routing().neighbours(link);
+    let what = format!("neighbours at `{}`", link.name);
+    if let Some(read) = noted(&mut found.unseen, &what, read) {
+        let of_link = |neighbour: Neighbour| (link.name.clone(), neighbour);
+        found.neighbours.extend(read.into_iter().map(of_link));
+    }
+}
+
+/// The tables that routing rules before ours name, and `main` where it is needed: on a router with
+/// all the Internet's routes it is large.
+fn routes(policy: &Policy, observed: &Observed, router: &mut Router, found: &mut Surroundings) {
+    let last = policy
+        .appliances
+        .iter()
+        .map(|appliance| appliance.rule_priority)
+        .max();
+    let mut tables: BTreeSet<TableId> = observed
+        .rules
+        .iter()
+        .filter(|rule| rule.protocol != RouteProtocol::OURS && Some(rule.priority) <= last)
+        .filter_map(|rule| match rule.action {
+            Action::Lookup(table) => Some(table),
+            Action::Other(_) => None,
+        })
+        .collect();
+    // `local`, which every router asks first, never leads on.
+    tables.remove(&TableId(255));
+    let without_addresses = observed.links.iter().any(|link| {
+        let is_client = policy.redirects.iter().any(|redirect| {
+            redirect
+                .client_interfaces
+                .iter()
+                .any(|pattern| pattern.matches(&link.name))
+        });
+        is_client
+            && !observed
+                .addresses
+                .iter()
+                .any(|address| address.link == link.index)
+    });
+    if without_addresses {
+        tables.insert(TableId::MAIN);
+    }
+    if tables.is_empty() {
+        return;
+    }
+    let read = router.routing().routes(&observed.links, &tables);
+    found.routes = noted(&mut found.unseen, "routes", read).unwrap_or_default();
+}
+
+/// The packet rules of others: iptables' by `iptables-save`, all others by `nft`.
+fn rules(found: &mut Surroundings) {
+    let mut ruleset = Ruleset::default();
+    let mut of_iptables: Vec<TableName> = Vec::new();
+    for (system, family, command) in iptables_commands() {
+        let program = format!("{command}-save");
+        let what = format!("what `{program}` prints");
+        let Some(text) = noted(&mut found.unseen, &what, output(&program, &[])) else {
+            continue;
+        };
+        let read = iptables::read(&text, system, family, &command);
+        let count = read
+            .chains
+            .iter()
+            .filter(|chain| !chain.is_ours())
+            .map(|chain| {
+                chain
+                    .rules
+                    .iter()
+                    .filter(|rule| !is_jump_to_us(rule))
+                    .count()
+            })
+            .sum::<usize>();
+        if system == System::IptablesNft {
+            of_iptables.extend(iptables::tables(&text, family));
+            found.iptables.1 += count;
+        } else {
+            found.iptables.0 += count;
+        }
+        ruleset.chains.extend(read.chains);
+    }
+    if let Some(others) = nft_rules(&mut found.unseen, &of_iptables) {
+        ruleset.chains.extend(others.chains);
+        ruleset.flowtables.extend(others.flowtables);
+    }
+    found.rules = ruleset;
+}
+
+fn is_jump_to_us(rule: &crate::check::foreign::Rule) -> bool {
+    use crate::check::foreign::{Effect, Step};
+    rule.steps.contains(&Step::Do(Effect::Ours))
+}
+
+/// The commands that show each family and variant, where there are rules to be shown.
+fn iptables_commands() -> Vec<(System, Family, String)> {
+    let mut commands = Vec::new();
+    for (family, plain, tables) in [
+        (Family::V4, "iptables", "/proc/net/ip_tables_names"),
+        (Family::V6, "ip6tables", "/proc/net/ip6_tables_names"),
+    ] {
+        let is_nft = || output(plain, &["-V"]).is_ok_and(|version| version.contains("nf_tables"));
+        // Without a table there are no rules, and the command might make one.
+        let has_legacy = files::read(Path::new(tables), 4096)
+            .is_ok_and(|names| names.is_some_and(|names| !names.text.trim().is_empty()));
+        for (system, variant) in [
+            (System::IptablesLegacy, "legacy"),
+            (System::IptablesNft, "nft"),
+        ] {
+            if system == System::IptablesLegacy && !has_legacy {
+                continue;
+            }
+            let exact = format!("{plain}-{variant}");
+            if process::find(&format!("{exact}-save")).is_some() {
+                commands.push((system, family, exact));
+            } else if process::find(&format!("{plain}-save")).is_some()
+                && is_nft() == (system == System::IptablesNft)
+            {
+                commands.push((system, family, plain.to_owned()));
+            }
+        }
+    }
+    commands
+}
+
+fn nft_rules(unseen: &mut Vec<Unseen>, without: &[TableName]) -> Option<Ruleset> {
+    let what = "nftables rules of others";
+    if process::find("nft").is_none() {
+        // Somebody may have made rules without it.
+        if Path::new("/proc/sys/net/netfilter").exists() {
+            unseen.push(Unseen {
+                what: what.to_owned(),
+                why: "`nft` is not installed; install it to have them checked".to_owned(),
+            });
+        }
+        return None;
+    }
+    // The second listing has the texts of the first one's rules, found by their handles.
+    let json = noted(unseen, what, output("nft", &["-j", "list", "ruleset"]))?;
+    let text = noted(unseen, what, output("nft", &["-a", "list", "ruleset"]))?;
+    let read = nft::read(&json, &text, without)
+        .map_err(|error| KernelError::because("cannot read what `nft` prints", error));
+    noted(unseen, what, read)
+}
+
+/// What a program prints, if it succeeds.
+fn output(program: &str, arguments: &[&str]) -> Result<String, KernelError> {
+    let output = process::run(program, arguments, b"", PATIENCE)?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        let words = [&[program], arguments].concat().join(" ");
+        Err(KernelError::because(
+            format!("`{words}` failed"),
+            output.complaint(),
+        ))
+    }
+}
+
+/// By redirect: established sessions that it would take and that do not bear its mark.
+fn open_sessions(policy: &Policy) -> Result<BTreeMap<usize, u64>, KernelError> {
+    let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
+    let takes = |connection: &Connection| {
+        policy.redirects.iter().position(|redirect| {
+            let bears = policy
+                .appliance_of(redirect)
+                .is_some_and(|appliance| appliance.mark.is_borne_by(connection.mark));
+            !bears
+                && redirect.servers.contains(connection.destination)
+                && redirect.ports.contains(connection.destination_port)
+                && !redirect.except_clients.contains(connection.source)
+        })
+    };
+    Conntrack::open()?.count(None, |connection| {
+        if connection.is_established_tcp()
+            && let Some(index) = takes(connection)
+        {
+            *counts.entry(index).or_default() += 1;
+        }
+        false
+    })?;
+    Ok(counts)
+}
+
+/// Where systemd-networkd looks for its configuration, the first one last, for it wins.
+const NETWORKD_DIRECTORIES: [&str; 4] = [
+    "/usr/lib/systemd",
+    "/usr/local/lib/systemd",
+    "/run/systemd",
+    "/etc/systemd",
+];
+
+/// Its configuration files, if it runs in this network namespace.
+fn networkd() -> Option<Vec<(PathBuf, String)>> {
+    let own = fs::read_link("/proc/self/ns/net").ok()?;
+    let runs = fs::read_dir("/proc").ok()?.flatten().any(|entry| {
+        let path = entry.path();
+        // A process's name is cut off after 15 bytes.
+        fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "systemd-network")
+            && fs::read_link(path.join("ns/net")).is_ok_and(|namespace| namespace == own)
+    });
+    if !runs {
+        return None;
+    }
+    let mut files: Vec<(PathBuf, String)> = Vec::new();
+    let mut read = |path: PathBuf| {
+        if let Ok(text) = fs::read_to_string(&path) {
+            files.push((path, text));
+        }
+    };
+    // The main file first; drop-ins by name, whichever directory they are in; of the same
+    // name, the last directory's counts.
+    for directory in NETWORKD_DIRECTORIES {
+        read(Path::new(directory).join("networkd.conf"));
+    }
+    let mut drop_ins: BTreeMap<std::ffi::OsString, PathBuf> = BTreeMap::new();
+    for directory in NETWORKD_DIRECTORIES {
+        let directory = Path::new(directory).join("networkd.conf.d");
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "conf")
+            {
+                drop_ins.insert(entry.file_name(), path);
+            }
+        }
+    }
+    drop_ins.into_values().for_each(&mut read);
+    Some(files)
+}
