@@ -1115,6 +1115,37 @@ fn unchanged_chains_keep_their_counters() {
 }
 
 #[test]
+fn a_long_set_that_somebody_changed_is_read_anew() {
+    let _ = in_namespace(|| {
+        let mut long = small();
+        long.sets[0] = v4_set(
+            "v4_a",
+            &(0..3000).map(|n| (n * 4, n * 4)).collect::<Vec<_>>(),
+        );
+        let mut kernel = Nftables::open().unwrap();
+        kernel.commit(None, Some(&long)).unwrap();
+        assert_eq!(kernel.read().unwrap().as_ref(), Some(&long));
+        assert_eq!(
+            Nftables::open().unwrap().read().unwrap().as_ref(),
+            Some(&long)
+        );
+        nft_file("delete element inet scb-redirect v4_a { 0.0.0.8 }");
+        let mut less = long.clone();
+        let without: Vec<_> = (0..3000)
+            .filter(|n| *n != 2)
+            .map(|n| (n * 4, n * 4))
+            .collect();
+        less.sets[0] = v4_set("v4_a", &without);
+        assert_eq!(kernel.read().unwrap().as_ref(), Some(&less));
+        assert_eq!(kernel.read().unwrap().as_ref(), Some(&less));
+        kernel.commit(Some(&less), Some(&long)).unwrap();
+        nft_file("flush set inet scb-redirect v4_a");
+        less.sets[0] = v4_set("v4_a", &[]);
+        assert_eq!(kernel.read().unwrap().as_ref(), Some(&less));
+    });
+}
+
+#[test]
 fn no_write_is_sent_where_nothing_changes() {
     let _ = in_namespace(|| {
         let mut kernel = Nftables::open().unwrap();
@@ -1320,5 +1351,91 @@ fn every_policy_means_the_same_to_us_and_to_nft() {
         .unwrap();
         assert_eq!(scripted, sorted(&ours), "{name}");
         previous = Some(table);
+    }
+}
+
+/// Random networks of 8 to 32 bits, nested and adjacent ones among them, merged.
+fn many(random: &mut Random, count: usize) -> Ranges<u32> {
+    let mut list = Vec::with_capacity(count);
+    let mut kept = Ranges::default();
+    while kept.len() < count {
+        for _ in kept.len()..count {
+            let address = u32::any(random);
+            let host = *random.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+            let first = address & (u32::MAX << host);
+            let end = first | !(u32::MAX << host);
+            list.push(Range::from((first, end)));
+        }
+        kept = Ranges::merged(std::mem::take(&mut list));
+        list.extend(kept.as_slice());
+    }
+    kept
+}
+
+/// Not a test that can fail on a slow day: `cargo test --release --test nftables -- --ignored --nocapture`.
+#[test]
+#[ignore = "it measures"]
+fn speed() {
+    let mut random = Random(1);
+    eprintln!(
+        "networks   encode    first   second few-more   reread     read   counts   nft -f nft list   delete  [ms]"
+    );
+    for count in [1, 1_000, 10_000, 100_000] {
+        let mut table = small();
+        table.sets[0].elements = Elements::V4(many(&mut random, count));
+        table.sets.push(Set {
+            name: "zz".to_owned(),
+            elements: Elements::Ports(Ranges::merged(
+                (1..=10)
+                    .map(|n| Range {
+                        first: n * 100,
+                        last: n * 100 + n,
+                    })
+                    .collect(),
+            )),
+        });
+        let text = text::table(&table).unwrap();
+        let mut more = table.clone();
+        if let Elements::V4(ranges) = &mut more.sets[0].elements {
+            let mut list = ranges.as_slice().to_vec();
+            list.extend((0..3).map(|n| Range::from((n * 0x0100_0000 + 7, n * 0x0100_0000 + 7))));
+            *ranges = Ranges::merged(list);
+        }
+        let mut rows: Vec<Vec<f64>> = Vec::new();
+        for _ in 0..5 {
+            let row = in_namespace(|| {
+                let mut row = Vec::new();
+                let mut time = |act: &mut dyn FnMut()| {
+                    let begin = std::time::Instant::now();
+                    act();
+                    row.push(begin.elapsed().as_secs_f64() * 1e3);
+                };
+                let mut kernel = Nftables::open().unwrap();
+                time(&mut || drop(wire::transaction(None, Some(&table), None).unwrap()));
+                time(&mut || kernel.commit(None, Some(&table)).unwrap());
+                assert_eq!(kernel.read().unwrap().as_ref(), Some(&table));
+                time(&mut || kernel.commit(Some(&table), Some(&table)).unwrap());
+                time(&mut || kernel.commit(Some(&table), Some(&more)).unwrap());
+                time(&mut || drop(kernel.read().unwrap()));
+                let mut fresh = Nftables::open().unwrap();
+                time(&mut || drop(fresh.read().unwrap()));
+                time(&mut || drop(kernel.counters().unwrap()));
+                kernel.commit(Some(&more), None).unwrap();
+                time(&mut || nft_file(&text));
+                time(&mut || drop(nft(&["list", "ruleset"], "")));
+                kernel.read().unwrap();
+                time(&mut || kernel.commit(Some(&table), None).unwrap());
+                row
+            });
+            rows.extend(row);
+        }
+        let medians: Vec<String> = (0..rows.first().map_or(0, Vec::len))
+            .map(|column| {
+                let mut values: Vec<f64> = rows.iter().map(|row| row[column]).collect();
+                values.sort_by(f64::total_cmp);
+                format!("{:8.2}", values[values.len() / 2])
+            })
+            .collect();
+        eprintln!("{count:8} {}", medians.join(" "));
     }
 }

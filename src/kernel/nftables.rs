@@ -13,18 +13,24 @@ use super::{FailureKind, KernelError};
 use crate::nft::abi::{self, message, set, table};
 use crate::nft::decode::{self, Answers, Count};
 use crate::nft::wire::{self, Transaction};
-use crate::nft::{TABLE, Table};
+use crate::nft::{Elements, TABLE, Table};
 use crate::observation::Availability;
 
 /// How often a read is begun anew because somebody committed meanwhile, and a commit
 /// because somebody committed elsewhere. Each takes milliseconds.
 const TRIES: u32 = 20;
 
+/// Sets with more elements than this are not read again while the generation says that
+/// nobody has touched them. The kernel begins each 32 KiB of a dump at the set's first element
+/// again, so that 100,000 intervals take longer to read than to write.
+const LONG: usize = 1_000;
+
 /// The way to the kernel's packet rules.
 #[derive(Debug)]
 pub struct Nftables {
     socket: Netlink,
-    /// What was last read or committed: it is there as long as the generation is.
+    /// What was last read or committed: it is there as long as the generation is. A network
+    /// namespace that we are in does not begin to count anew.
     seen: Option<Seen>,
 }
 
@@ -133,7 +139,9 @@ impl Nftables {
             .ok_or(Malformed("answer: no generation").into())
     }
 
-    /// Reads our table, all of it as of one moment; `None` if there is none.
+    /// Reads our table, all of it as of one moment; `None` if there is none. The elements of a
+    /// long set are taken as they were last read or committed by this very object, if
+    /// the generation proves that nobody has committed anything since.
     ///
     /// # Errors
     /// If the kernel does not say, or never rests.
@@ -141,7 +149,12 @@ impl Nftables {
         let action = || format!("cannot read table `inet {TABLE}`");
         for _ in 0..TRIES {
             let generation = self.generation()?;
-            let table = match self.read_once() {
+            let known = self
+                .seen
+                .take()
+                .filter(|seen| seen.generation == generation)
+                .and_then(|seen| seen.table);
+            let table = match self.read_once(known.as_ref()) {
                 // A chain or set that goes while it is asked about.
                 Err(error) if error.errno() == Some(Errno::ENOENT) => continue,
                 other => other.map_err(|error| lacking(error, &action()))?,
@@ -157,7 +170,7 @@ impl Nftables {
         Err(NetlinkError::Interrupted.during(action()))
     }
 
-    fn read_once(&mut self) -> Result<Option<Table>, NetlinkError> {
+    fn read_once(&mut self, known: Option<&Table>) -> Result<Option<Table>, NetlinkError> {
         let heads = self
             .socket
             .ask(message::GET_TABLE, 0, &about_table(), |answer| {
@@ -189,7 +202,11 @@ impl Nftables {
         };
         let mut sets = Vec::with_capacity(heads.len());
         for head in heads {
-            let elements = self.read_elements(&head)?;
+            let known = known.and_then(|table| long_set(table, &head));
+            let elements = match known {
+                Some(elements) => decode::RawElements::Known(elements.clone()),
+                None => self.read_elements(&head)?,
+            };
             sets.push((head, elements));
         }
         let answers = Answers {
@@ -285,7 +302,7 @@ impl Nftables {
             Ok(match refusal(transaction, &answer) {
                 // Answers that were lost can only be refusals.
                 None if answer.overrun => Outcome::Unknown,
-                None => Outcome::Done,
+                None => Outcome::Valid,
                 Some(refusal) => Outcome::Refused(refusal.clone()),
             })
         })
@@ -298,17 +315,15 @@ impl Nftables {
     /// Says which object the kernel refused and in what words, or that something else than
     /// `from` is there. Then all is as it was.
     pub fn commit(&mut self, from: Option<&Table>, to: Option<&Table>) -> Result<(), KernelError> {
-        let committed = self.transact(from, to, |this, transaction| {
+        self.transact(from, to, |this, transaction| {
             let answer = this.send(transaction, Transaction::bytes)?;
             let is_done = answer.acknowledged.contains(&transaction.last());
             Ok(match refusal(transaction, &answer) {
-                None if is_done => Outcome::Done,
+                None if is_done => Outcome::Committed,
                 None => Outcome::Unknown,
                 Some(refusal) => Outcome::Refused(refusal.clone()),
             })
-        });
-        self.seen = None;
-        committed
+        })
     }
 
     /// Sends a transaction by `act`, anew as long as others commit elsewhere in between.
@@ -337,7 +352,16 @@ impl Nftables {
                 return Ok(());
             };
             match act(self, &mut transaction)? {
-                Outcome::Done => return Ok(()),
+                Outcome::Valid => return Ok(()),
+                Outcome::Committed => {
+                    // The kernel counts on by one, and leaves out 0 (`nf_tables_commit`).
+                    let next = generation.checked_add(1).unwrap_or(1);
+                    self.seen = Some(Seen {
+                        generation: next,
+                        table: to.cloned(),
+                    });
+                    return Ok(());
+                }
                 // Somebody committed something between our look and our step.
                 Outcome::Refused(no)
                     if transaction.is_begin(no.sequence)
@@ -407,9 +431,20 @@ impl Nftables {
     }
 }
 
+/// The elements of a set that is long and, as far as its head says, still what it was.
+fn long_set<'t>(table: &'t Table, head: &decode::SetHead) -> Option<&'t Elements> {
+    table
+        .sets
+        .iter()
+        .find(|set| set.name == head.name && set.elements.len() > LONG)
+        .map(|set| &set.elements)
+        .filter(|elements| head.can_hold(elements))
+}
+
 /// What became of a transaction.
 enum Outcome {
-    Done,
+    Valid,
+    Committed,
     Refused(Refusal),
     /// Answers were lost.
     Unknown,

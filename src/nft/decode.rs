@@ -196,7 +196,29 @@ enum Make {
     Foreign,
 }
 
+impl Make {
+    /// Whether `elements` are of this make.
+    fn of(self, elements: &Elements) -> bool {
+        self == match elements {
+            Elements::V4(_) => Self::V4,
+            Elements::V6(_) => Self::V6,
+            Elements::Ports(_) => Self::Ports,
+            Elements::Macs(_) => Self::Macs,
+            Elements::V4Verdicts(_) => Self::V4Verdicts,
+            Elements::V6Verdicts(_) => Self::V6Verdicts,
+            Elements::PortVerdicts(_) => Self::PortVerdicts,
+            Elements::Foreign(_) => return false,
+        }
+    }
+}
+
 impl SetHead {
+    /// Whether a set with this head can hold `elements`.
+    #[must_use]
+    pub fn can_hold(&self, elements: &Elements) -> bool {
+        self.make().of(elements)
+    }
+
     fn make(&self) -> Make {
         let is_map = self.flags & set::FLAG_MAP != 0;
         if self.is_odd || is_map && self.data_type != set::DATA_VERDICT {
@@ -272,6 +294,8 @@ pub enum RawElements {
     Macs(Vec<MacAddr>),
     /// Of a map inline in a rule.
     Inline(Vec<(Vec<u8>, Verdict)>),
+    /// They need not be read, for it is known what they are.
+    Known(Elements),
     /// Something unlike ours was among them.
     Foreign,
 }
@@ -345,7 +369,7 @@ impl RawElements {
                 }
                 _ => false,
             },
-            Self::Foreign => false,
+            Self::Known(_) | Self::Foreign => false,
         }
     }
 
@@ -374,6 +398,7 @@ impl RawElements {
                 macs.sort_unstable();
                 Elements::Macs(macs)
             }
+            (make, Self::Known(elements)) if make.of(&elements) => elements,
             _ => return None,
         })
     }
