@@ -443,3 +443,20 @@ fn a_large_list() {
         );
     }
 }
+
+/// A file with far more mistakes than anybody reads is refused without walking through it for each.
+#[test]
+fn thousands_of_mistakes_are_answered() {
+    let mut text = "version = 1\n[[redirect]]\nserver_network = [\n".to_owned();
+    for number in 0..20_000 {
+        let _ = writeln!(text, "\"x{number}\",");
+    }
+    text += "]\n";
+    let errors = policy::read(&Source::from_text("policy.toml", text)).unwrap_err();
+    assert_eq!(errors.diagnostics.len(), 1000);
+    let json = serde_json::to_string(&errors).unwrap();
+    assert!(json.contains("more are not listed"), "{}", json.len());
+    let text = "address = 10.30.0.2\n".repeat(10_000);
+    let errors = policy::read(&Source::from_text("policy.toml", text)).unwrap_err();
+    assert!(errors.count() >= 1000);
+}

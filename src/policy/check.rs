@@ -274,7 +274,9 @@ fn marks(raw: &Raw, reader: &mut Reader<'_>) -> Vec<Option<Mark>> {
                 explicit.push(Some(mark));
             }
             (_, complaint) => {
-                reader.diagnostics.extend(complaint);
+                if let Some(complaint) = complaint {
+                    reader.report(complaint);
+                }
                 explicit.push(None);
             }
         }

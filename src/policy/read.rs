@@ -75,7 +75,15 @@ pub fn read(source: &Source) -> Result<Reading, PolicyErrors> {
         // could not be read.
         None
     };
-    let mut diagnostics = reader.diagnostics;
+    let locations = std::mem::take(&mut reader.locations);
+    let mut diagnostics = reader.into_diagnostics();
+    // What is right or wrong in a version that is not known here, nobody can say.
+    if diagnostics
+        .iter()
+        .any(|diagnostic| diagnostic.code == Code::Version)
+    {
+        diagnostics.retain(|diagnostic| diagnostic.code == Code::Version);
+    }
     for diagnostic in &mut diagnostics {
         diagnostic.found = found(source, diagnostic);
     }
@@ -87,7 +95,7 @@ pub fn read(source: &Source) -> Result<Reading, PolicyErrors> {
         Some(policy) if !refused => Ok(Reading {
             policy,
             warnings: diagnostics,
-            locations: Locations(reader.locations),
+            locations: Locations(locations),
         }),
         _ => Err(PolicyErrors { diagnostics }),
     }

@@ -52,7 +52,9 @@ struct ListNetworks {
 pub struct Reader<'s> {
     pub source: &'s Source,
     repaired: &'s Repaired,
-    pub diagnostics: Vec<Diagnostic>,
+    diagnostics: Vec<Diagnostic>,
+    /// How many were left out.
+    omitted: usize,
     pub locations: BTreeMap<String, Span>,
     /// Places of the parser's complaints: values there are not what was typed.
     damage: Vec<Range<usize>>,
@@ -75,6 +77,7 @@ impl<'s> Reader<'s> {
             source,
             repaired,
             diagnostics: syntax::explain(source, &mistakes),
+            omitted: 0,
             locations: BTreeMap::new(),
             damage,
             lists: HashMap::new(),
@@ -92,7 +95,29 @@ impl<'s> Reader<'s> {
     }
 
     pub fn report(&mut self, diagnostic: Diagnostic) {
-        self.diagnostics.push(diagnostic);
+        if self.is_full() {
+            self.omitted += 1;
+        } else {
+            self.diagnostics.push(diagnostic);
+        }
+    }
+
+    /// Whether there is enough to read already. Each costs a walk through the file for its line.
+    fn is_full(&self) -> bool {
+        const MOST: usize = 1000;
+        self.diagnostics.len() >= MOST
+    }
+
+    /// Everything there was to say, the last of it with how much was left out.
+    pub fn into_diagnostics(mut self) -> Vec<Diagnostic> {
+        if let Some(last) = self.diagnostics.last_mut().filter(|_| self.omitted > 0) {
+            let more = format!("{} more are not listed", self.omitted);
+            last.hint = Some(match last.hint.take() {
+                Some(hint) => format!("{hint}\n{more}"),
+                None => more,
+            });
+        }
+        self.diagnostics
     }
 
     pub fn diagnostic(
@@ -102,14 +127,22 @@ impl<'s> Reader<'s> {
         key: impl Into<String>,
         message: impl Into<String>,
     ) -> Diagnostic {
+        let span = if self.is_full() {
+            Span::of_policy(0..0)
+        } else {
+            span
+        };
         Diagnostic::new(code, self.source, span, key, message)
     }
 
     /// Whether the parser stumbled on a line of `span`.
     pub fn is_damaged(&self, span: Span) -> bool {
-        self.damage
-            .iter()
-            .any(|damage| span.start <= damage.end && damage.start <= span.end)
+        // In a file that is hardly TOML, everything is.
+        self.damage.len() > syntax::MOST
+            || self
+                .damage
+                .iter()
+                .any(|damage| span.start <= damage.end && damage.start <= span.end)
     }
 
     // Keys.

@@ -121,11 +121,13 @@ fn value(kind: Kind) -> Value {
             json!({ "type": "integer", "minimum": 1, "maximum": super::check::LAST_PRIORITY })
         }
         Kind::Choice(words) => {
-            let choices: Vec<_> = words
-                .iter()
-                .map(|(word, meaning)| json!({ "const": word, "description": meaning }))
-                .collect();
-            json!({ "type": "string", "oneOf": choices })
+            let (words, meanings): (Vec<_>, Vec<_>) = words.iter().copied().unzip();
+            // The extension is taplo's, by which editors explain each word.
+            json!({
+                "type": "string",
+                "enum": words,
+                "x-taplo": { "docs": { "enumValues": meanings } },
+            })
         }
     }
 }

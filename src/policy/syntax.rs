@@ -9,6 +9,9 @@ use super::diagnostic::{Code, Diagnostic, quoted};
 use super::source::{Source, Span};
 use super::{keys, value};
 
+/// Most mistakes that are told. A file with more of them is not TOML at all.
+pub const MOST: usize = 1000;
+
 /// A mistake in the text as TOML.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
@@ -115,6 +118,9 @@ pub fn explain(source: &Source, mistakes: &[Mistake]) -> Vec<Diagnostic> {
     // Under a header that stands twice, every key of the first table is a duplicate as well.
     let mut under_duplicate = false;
     for Mistake { span, message } in mistakes {
+        if explained.len() >= MOST {
+            break;
+        }
         // A list that is not closed swallows the lines that follow, and the parser stumbles on each.
         let swallowed = unclosed
             .as_ref()

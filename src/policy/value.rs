@@ -436,6 +436,13 @@ fn port_number(digits: &str) -> Result<u16, Complaint> {
 /// Names that the kernel would not take.
 pub fn interface(text: &str) -> Result<IfName, Complaint> {
     useful_interface(text)?;
+    if text.len() > 1 && text.ends_with('*') {
+        return Err(Complaint::new(
+            Code::BadInterface,
+            format!("{} means several interfaces", quoted(text)),
+        )
+        .hint("name the one that leads to the appliance"));
+    }
     IfName::new(text).map_err(|error| interface_complaint(text, &error))
 }
 
@@ -462,7 +469,34 @@ fn useful_interface(text: &str) -> Result<(), Complaint> {
             "`lo` carries the router's own traffic alone",
         )
         .hint("name the interface towards the other machines")),
-        _ => Ok(()),
+        // The kernel would take these; but every program that is told of such a name
+        // would understand something else, and iptables a whole family of interfaces.
+        _ if text.starts_with('-') => Err(Complaint::new(
+            Code::BadInterface,
+            format!(
+                "{} looks like an option, to every program that is told of it",
+                quoted(text)
+            ),
+        )
+        .hint("give the interface another name, with `ip link set dev … name …`")),
+        _ if text.starts_with('!') => Err(Complaint::new(
+            Code::BadInterface,
+            format!(
+                "{} excludes an interface, which cannot be said here",
+                quoted(text)
+            ),
+        )
+        .hint("name those that are meant, or a prefix of them, as in `eth*`")),
+        _ => match text.strip_suffix('+') {
+            Some(prefix) => Err(Complaint::new(
+                Code::BadInterface,
+                format!("{} is a prefix as iptables writes it", quoted(text)),
+            )
+            .hint(format!(
+                "`{prefix}*`, in a list of client or server interfaces"
+            ))),
+            None => Ok(()),
+        },
     }
 }
 
@@ -721,6 +755,19 @@ mod tests {
         }
         assert!(appliance_address("fe80::1").is_ok());
         assert!(appliance_address("169.254.1.1").is_ok());
+    }
+
+    #[test]
+    fn interfaces_that_programs_would_misread_are_refused() {
+        for text in [
+            "-j", "!eth0", "ppp+", "all", "default", "lo", "eth0:1", "a b", "",
+        ] {
+            assert!(interface(text).is_err(), "{text}");
+            assert!(interface_pattern(text).is_err(), "{text}");
+        }
+        assert!(interface("ppp*").is_err());
+        assert!(interface_pattern("ppp*").is_ok());
+        assert!(interface("br-lan.100").is_ok());
     }
 
     #[test]
