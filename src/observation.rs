@@ -104,6 +104,14 @@ impl Sysctl {
         }
     }
 
+    /// Whether it is what new interfaces copy from.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.interface
+            .as_ref()
+            .is_some_and(|name| name.as_str() == "default")
+    }
+
     /// Where it is read and written.
     #[must_use]
     pub fn path(&self) -> PathBuf {

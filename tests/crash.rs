@@ -18,7 +18,10 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 
-const REDIRECT: &str = env!("CARGO_BIN_EXE_redirect");
+/// The program under test: this build's, or that of `REDIRECT_PROGRAM`.
+fn program() -> String {
+    std::env::var("REDIRECT_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_redirect").to_owned())
+}
 
 /// Of everything that somebody else could have on a router, something of each kind: among
 /// it a rule of our priority, marks in other bits, a table of routes, packet rules of both
@@ -139,7 +142,7 @@ impl Router {
     }
 
     fn redirect(&self, arguments: &[&str]) -> Output {
-        self.run(REDIRECT, arguments)
+        self.run(&program(), arguments)
     }
 
     fn must(&self, arguments: &[&str]) {
@@ -174,7 +177,8 @@ impl Router {
         let log = "/var/lib/strace.log";
         let output = self
             .command("strace")
-            .args(["-f", "-qq", "-o", log, REDIRECT])
+            .args(["-f", "-qq", "-o", log])
+            .arg(program())
             .args(arguments)
             .output()
             .unwrap();
@@ -199,7 +203,7 @@ impl Router {
             .args(["-f", "-qq", "-o", "/dev/null"])
             .args(["-e", &format!("trace={call}")])
             .args(["-e", &format!("inject={call}:{fault}:when={nth}")])
-            .arg(REDIRECT)
+            .arg(program())
             .args(arguments)
             .output()
             .unwrap()

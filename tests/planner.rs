@@ -32,6 +32,7 @@ const LINKS: [(&str, &str, &str); 4] = [
     ("cli0", "10.40.0.1/24", "fd00:40::1/64"),
 ];
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 /// What a policy may say, small enough that anything is met soon.
 #[derive(Debug, Clone)]
 struct Wanted {

@@ -175,12 +175,14 @@ fn settings(links: &[Link]) -> Result<BTreeMap<String, (Sysctl, String)>, Kernel
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::kernel::process;
     use crate::plan::Ledger;
     use crate::plan::planner::{Stage, plan};
     use crate::policy::{self, Policy, Source};
+    use crate::render::shell::script;
     use crate::test_support::{ip, ip_json, own_network, own_table_names, shell, write};
 
     const POLICY: &str = r#"
@@ -316,6 +318,37 @@ mod tests {
             perform(&mut router, &teardown);
             assert_same(&witnessed(), &pristine, &format!("{rp_filter} {backend}"));
             assert!(plan_for(&mut router, &empty, &ledger.after(&teardown)).is_empty());
+        }
+    }
+
+    /// The dry-run's promise, both ways.
+    #[test]
+    fn a_plan_and_its_script_do_the_same() {
+        if !with_router("a_plan_and_its_script_do_the_same") {
+            return;
+        }
+        // A value that nobody has written follows what is written to `default`.
+        write("/proc/sys/net/ipv4/conf/default/rp_filter", "0");
+        let mut router = Router::open().unwrap();
+        for (rp_filter, backend) in [("off", "nftables"), ("loose", "nftables")] {
+            let plan = plan_for(&mut router, &policy(rp_filter, backend), &Ledger::default());
+            let pristine = witnessed();
+            let run = |plan: &Plan| {
+                let script = script(plan, &[]);
+                let output =
+                    process::run("sh", &["-s"], script.as_bytes(), Duration::from_secs(30));
+                let output = output.unwrap();
+                assert!(output.status.success(), "{}\n{script}", output.complaint());
+            };
+            // The script first: once performed, no value is unwritten any more.
+            run(&plan);
+            let scripted = witnessed();
+            run(&plan.clone().inverse());
+            assert_same(&witnessed(), &pristine, "taken back by script");
+            perform(&mut router, &plan);
+            assert_same(&scripted, &witnessed(), "made by script");
+            perform(&mut router, &plan.inverse());
+            assert_same(&witnessed(), &pristine, "taken back");
         }
     }
 

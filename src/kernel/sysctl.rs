@@ -8,11 +8,8 @@ use std::path::Path;
 use nix::libc;
 
 use super::{KernelError, files};
-use crate::net::IfName;
 use crate::observation::Sysctl;
 
-/// What new interfaces copy from; it is named as one.
-const DEFAULT: &str = "default";
 /// Longest value that is read, in bytes; ours are a digit.
 const LIMIT: u64 = 4096;
 
@@ -42,7 +39,7 @@ pub fn write(sysctl: &Sysctl, expected: &str, value: &str) -> Result<(), KernelE
             .hint("run it again"));
         }
     }
-    if sysctl.interface.as_ref().map(IfName::as_str) == Some(DEFAULT) {
+    if sysctl.is_default() {
         detach(sysctl).map_err(|error| KernelError::io(action(), error))?;
     }
     put(&sysctl.path(), value).map_err(|error| KernelError::io(action(), error))
@@ -51,14 +48,15 @@ pub fn write(sysctl: &Sysctl, expected: &str, value: &str) -> Result<(), KernelE
 /// Makes every interface keep its own value when `default` changes.
 ///
 /// What is written to `default` goes to every interface whose own value nobody has ever written
-/// (`devinet_copy_dflt_conf` in `net/ipv4/devinet.c`), not only to new ones. Writing to each
+/// and that never had an address (`devinet_copy_dflt_conf` in `net/ipv4/devinet.c`), not only
+/// to new ones. Writing to each
 /// what it holds ends that.
 fn detach(default: &Sysctl) -> io::Result<()> {
     let folder = format!("/proc/sys/net/{}/conf", default.family.sysctl_name());
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name == "all" || name == DEFAULT {
+        if name == "all" || name == "default" {
             continue;
         }
         let path = entry.path().join(default.setting.name());
@@ -83,7 +81,10 @@ fn put(path: &Path, value: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::IfName;
     use crate::observation::Setting;
+    use crate::plan::Change;
+    use crate::render::shell::commands;
     use crate::test_support::{ip, own_network, shell};
 
     #[test]
@@ -138,9 +139,21 @@ mod tests {
             "echo {before} >/proc/sys/net/ipv4/conf/default/rp_filter"
         ));
         assert_eq!(value("sps0"), own);
-        // Ours.
+        // Ours, and the script's, which has to be tried before it.
+        let change = Change::Sysctl {
+            sysctl: of("default"),
+            from: before.to_owned(),
+            to: other.to_owned(),
+        };
+        shell(&commands(&change));
+        assert_eq!(
+            (value("default").as_str(), value("sps0")),
+            (other, own.clone())
+        );
+        shell(&commands(&change.inverse()));
+        ip("link add sps1 type veth peer name far1");
         write(&of("default"), before, other).unwrap();
-        assert_eq!((value("default").as_str(), value("sps0")), (other, own));
+        assert_eq!((value("default").as_str(), value("sps1")), (other, own));
         ip("link add new0 type veth peer name new1");
         assert_eq!(value("new0"), other);
     }

@@ -10,7 +10,7 @@ use crate::iptables::command_of;
 use crate::iptables::write::{self, Command};
 use crate::net::{Action, Family, Route, RouteKind, RoutingRule};
 use crate::nft;
-use crate::observation::FileContent;
+use crate::observation::{FileContent, Sysctl};
 use crate::plan::{Change, Plan};
 
 /// A POSIX sh script that does what `plan` does. `about` says, a line each, what it is.
@@ -69,6 +69,10 @@ pub fn purpose(change: &Change) -> String {
                 (crate::observation::Setting::RpFilter, "2") => format!(
                     "Accept packets from the appliance with other hosts' addresses: loose reverse\n#    path filtering, here only {now}."
                 ),
+                _ if sysctl.is_default() => format!(
+                    "Set {} for interfaces to come {now}. The others are written first,\n#    each with what it holds: one that nobody ever wrote would follow.",
+                    sysctl.setting.name()
+                ),
                 _ => format!("Set {} {now}.", sysctl.setting.name()),
             }
         }
@@ -124,7 +128,7 @@ pub fn commands(change: &Change) -> String {
         .flatten()
         .collect::<Vec<_>>()
         .join("\n"),
-        Change::Sysctl { sysctl, to, .. } => format!("echo {to} > {}", quoted(&sysctl.path())),
+        Change::Sysctl { sysctl, to, .. } => setting(sysctl, to),
         Change::Nftables { from, to } => nftables(from.as_ref(), to.as_ref()),
         Change::Ipset { from, to } => typed(write::set_commands(from.as_ref(), to.as_ref())),
         Change::Iptables {
@@ -152,6 +156,26 @@ fn typed(commands: Vec<Command>) -> String {
         })
         .collect();
     lines.join("\n")
+}
+
+/// See `kernel::sysctl::write`, which does the same.
+fn setting(sysctl: &Sysctl, to: &str) -> String {
+    let write = format!("echo {to} > {}", quoted(&sysctl.path()));
+    if !sysctl.is_default() {
+        return write;
+    }
+    let each = format!(
+        "/proc/sys/net/{}/conf/*/{}",
+        sysctl.family.sysctl_name(),
+        sysctl.setting.name()
+    );
+    format!(
+        "for setting in {each}; do\n    \
+         case $setting in\n        \
+         */all/* | */default/*) ;;\n        \
+         *) value=$(cat \"$setting\") && echo \"$value\" > \"$setting\" ;;\n    \
+         esac\ndone\n{write}"
+    )
 }
 
 fn file(path: &Path, to: &FileContent) -> String {

@@ -1,0 +1,311 @@
+//! The engine on a router in memory: a fault at every step, and a death at every step,
+//! leave the router as it was.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what does not hold fails the test, which says how much it tried"
+)]
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use redirect::engine::{Engine, Goal};
+use redirect::failure::Failure;
+use redirect::journal::{BootId, Condition, Journal, Kind, Location, Outcome};
+use redirect::kernel::fake::FakeKernel;
+use redirect::kernel::{Kernel, KernelError, Wish};
+use redirect::net::{
+    Action, Family, RouteProtocol, RoutingRule, RulePriority, RuleSelectors, TableId,
+};
+use redirect::observation::{Availability, Observed};
+use redirect::plan::Change;
+use redirect::plan::planner::Stage;
+use redirect::policy::{self, Policy, Source};
+
+/// When a run dies, counted in changes.
+#[derive(Debug, Clone, Copy)]
+enum Death {
+    Before(usize),
+    After(usize),
+}
+
+/// A router whose user may be killed at any change.
+#[derive(Clone)]
+struct Mortal {
+    router: Rc<RefCell<FakeKernel>>,
+    death: Rc<RefCell<Option<Death>>>,
+    made: Rc<RefCell<usize>>,
+}
+
+/// What a panic carries that stands for `kill -9`.
+struct Killed;
+
+impl Mortal {
+    fn new(observed: Observed) -> Self {
+        Self {
+            router: Rc::new(RefCell::new(FakeKernel::new(observed))),
+            death: Rc::default(),
+            made: Rc::default(),
+        }
+    }
+
+    fn die(&self, death: Option<Death>) {
+        *self.death.borrow_mut() = death;
+        *self.made.borrow_mut() = 0;
+    }
+
+    fn observed(&self) -> Observed {
+        self.router.borrow().observed.clone()
+    }
+}
+
+impl Kernel for Mortal {
+    fn observe(&mut self, wish: &Wish<'_>) -> Result<Observed, KernelError> {
+        self.router.borrow_mut().observe(wish)
+    }
+
+    fn perform(&mut self, change: &Change) -> Result<(), KernelError> {
+        let at = *self.made.borrow();
+        *self.made.borrow_mut() += 1;
+        let death = *self.death.borrow();
+        if matches!(death, Some(Death::Before(step)) if step == at) {
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+        let made = self.router.borrow_mut().perform(change);
+        if matches!(death, Some(Death::After(step)) if step == at) {
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+        made
+    }
+}
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A router, its state directory, and what may be applied to it.
+struct Bench {
+    kernel: Mortal,
+    location: Location,
+    _scratch: Scratch,
+}
+
+impl Bench {
+    fn new(name: &str, observed: Observed) -> Self {
+        // In memory where there is such a place: these tests sync a thousand times.
+        let shm = PathBuf::from("/dev/shm");
+        let parent = if shm.is_dir() {
+            shm
+        } else {
+            std::env::temp_dir()
+        };
+        let directory = parent.join(format!("redirect-engine-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        Self {
+            kernel: Mortal::new(observed),
+            location: Location {
+                directory: directory.clone(),
+                boot: BootId("boot".to_owned()),
+            },
+            _scratch: Scratch(directory),
+        }
+    }
+
+    /// Applies `wanted`, or tears down where it is none; returns how many changes that took.
+    fn run(&mut self, wanted: Option<&(Policy, Source)>) -> Result<usize, Failure> {
+        let nothing = Policy::default();
+        let goal = Goal {
+            kind: if wanted.is_some() {
+                Kind::Apply
+            } else {
+                Kind::Teardown
+            },
+            policy: wanted.map_or(&nothing, |(policy, _)| policy),
+            source: wanted.map(|(_, source)| source),
+            stage: Stage::Complete,
+        };
+        let mut kernel = self.kernel.clone();
+        let mut engine = Engine::open(&mut kernel, &self.location, Duration::ZERO)?;
+        let observed = engine.observe(&goal)?;
+        let planned = engine.plan(&goal, &observed);
+        assert!(planned.refusals.is_empty(), "{:?}", planned.refusals);
+        engine.perform(&goal, &planned.plan)?;
+        Ok(planned.plan.changes.len())
+    }
+
+    /// Any command's beginning: what was left is taken back.
+    fn recover(&mut self) -> Result<(), Failure> {
+        let mut kernel = self.kernel.clone();
+        Engine::open(&mut kernel, &self.location, Duration::ZERO).map(drop)
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::read(&self.location).unwrap()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.journal().condition(Duration::ZERO, false) == Condition::Settled
+    }
+}
+
+fn killed<T>(work: impl FnOnce() -> Result<T, Failure>) -> bool {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(_)) => false,
+        Ok(Err(failure)) => panic!("{failure}"),
+        Err(payload) if payload.is::<Killed>() => true,
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
+
+fn example(name: &str, change: impl Fn(&str) -> String) -> (Policy, Source) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(name);
+    let mut source = Source::load(&path).unwrap();
+    source.text = change(&source.text);
+    let reading = policy::read(&source).unwrap_or_else(|errors| panic!("{name}: {errors}"));
+    (reading.policy, source)
+}
+
+/// A router on which others are at work, too.
+fn router(policies: &[&Policy]) -> Observed {
+    let mut observed = Observed::clean(policies.first().unwrap());
+    for policy in policies {
+        for link in Observed::clean(policy).links {
+            if observed.link(&link.name).is_none() {
+                observed.links.push(link);
+            }
+        }
+    }
+    observed.nftables_availability = Availability::Available;
+    observed.rules.push(RoutingRule {
+        family: Family::V4,
+        priority: RulePriority(103),
+        mark: None,
+        selectors: RuleSelectors {
+            source: Some("192.0.2.0/24".parse().unwrap()),
+            ..RuleSelectors::default()
+        },
+        action: Action::Lookup(TableId(201)),
+        protocol: RouteProtocol(3),
+    });
+    observed
+        .rules
+        .sort_by_key(|rule| (rule.family, rule.priority));
+    observed
+}
+
+/// First apply, change of policy, teardown.
+type Story<'a> = [(Option<&'a (Policy, Source)>, Option<&'a (Policy, Source)>); 3];
+
+fn stories<'a>(a: &'a (Policy, Source), b: &'a (Policy, Source)) -> Story<'a> {
+    [(None, Some(a)), (Some(a), Some(b)), (Some(b), None)]
+}
+
+/// A policy with the text that it was read from.
+type Written = (Policy, Source);
+
+/// Policies, and what they are changed to.
+fn pairs() -> Vec<(String, Written, Written)> {
+    let same = |text: &str| text.to_owned();
+    let other_port = |text: &str| text.replace("3389", "3390").replace("= 22", "= 23");
+    ["rdp-snat.toml", "ipv6.toml", "two-appliances.toml"]
+        .map(|name| {
+            (
+                name.to_owned(),
+                example(name, same),
+                example(name, other_port),
+            )
+        })
+        .into()
+}
+
+#[test]
+fn a_fault_at_every_step_leaves_the_router_as_it_was() {
+    let mut faults = 0;
+    for (name, a, b) in &pairs() {
+        let mut bench = Bench::new(&format!("fault-{name}"), router(&[&a.0, &b.0]));
+        let pristine = bench.kernel.observed();
+        for (from, to) in stories(a, b) {
+            let before = bench.kernel.observed();
+            for step in 0.. {
+                bench.kernel.router.borrow_mut().fail_at(step);
+                let done = bench.run(to);
+                bench.kernel.router.borrow_mut().fail_at = None;
+                if let Ok(steps) = done {
+                    assert_eq!(step, steps, "every step was tried");
+                    break;
+                }
+                faults += 1;
+                assert!(bench.kernel.observed() == before, "{name}, step {step}");
+                assert!(bench.is_settled());
+                let journal = bench.journal();
+                let outcome = &journal.history().last().unwrap().outcome;
+                assert!(
+                    matches!(outcome, Some(Outcome::Undone { .. })),
+                    "{outcome:?}"
+                );
+                assert_eq!(journal.in_force().policy.is_some(), from.is_some());
+            }
+        }
+        assert!(
+            bench.kernel.observed() == pristine,
+            "{name}: traces are left"
+        );
+    }
+    println!("{faults} faults tried, 0 traces left");
+}
+
+#[test]
+fn a_death_at_every_step_leaves_the_router_as_it_was() {
+    let mut deaths = 0;
+    for (name, a, b) in &pairs() {
+        let mut bench = Bench::new(&format!("death-{name}"), router(&[&a.0, &b.0]));
+        let pristine = bench.kernel.observed();
+        for (_, to) in stories(a, b) {
+            let before = bench.kernel.observed();
+            'steps: for step in 0.. {
+                for death in [Death::Before(step), Death::After(step)] {
+                    // The recovery itself dies at every step, and is tried again.
+                    for second in 0.. {
+                        bench.kernel.die(Some(death));
+                        if !killed(|| bench.run(to)) {
+                            break 'steps;
+                        }
+                        deaths += 1;
+                        assert!(!bench.is_settled());
+                        bench.kernel.die(Some(Death::After(second)));
+                        let again = killed(|| bench.recover());
+                        deaths += usize::from(again);
+                        bench.kernel.die(None);
+                        bench
+                            .recover()
+                            .unwrap_or_else(|failure| panic!("{failure}"));
+                        assert!(
+                            bench.kernel.observed() == before,
+                            "{name}, {death:?}, then after {second}"
+                        );
+                        assert!(bench.is_settled());
+                        if !again {
+                            break;
+                        }
+                    }
+                }
+            }
+            bench.kernel.die(None);
+        }
+        assert!(
+            bench.kernel.observed() == pristine,
+            "{name}: traces are left"
+        );
+    }
+    println!("{deaths} deaths tried, 0 traces left");
+}
