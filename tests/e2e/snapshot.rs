@@ -1,0 +1,134 @@
+//! All of a router that `redirect` could possibly touch.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::lab::Lab;
+
+/// The state of a router, section by section. Two are equal if nothing differs but counters and
+/// what time itself changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    sections: BTreeMap<String, Vec<String>>,
+}
+
+/// Each section's name, and what prints it.
+///
+/// `iptables-legacy-save` lists the tables that exist, and makes none. What a program is not
+/// installed for cannot have been changed by it.
+const SECTIONS: &[(&str, &str)] = &[
+    ("nftables", "nft --json --stateless --handle list ruleset"),
+    ("iptables-legacy", "iptables-legacy-save"),
+    ("ip6tables-legacy", "ip6tables-legacy-save"),
+    ("ipset", "ipset save"),
+    ("rules", "ip -json -details rule"),
+    ("rules, IPv6", "ip -6 -json -details rule"),
+    ("routes", "ip -json -details route show table all"),
+    ("routes, IPv6", "ip -6 -json -details route show table all"),
+    (
+        "settings",
+        "grep -rs '' /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf /proc/sys/net/netfilter \
+         /proc/sys/net/ipv4/ip_forward | grep -v conntrack_count | sort",
+    ),
+    (
+        "files",
+        "find /etc -path /etc/redirect -prune -o -printf '%p %y %m %u %g %l\\n' | sort; \
+         find /etc -path /etc/redirect -prune -o -type f -print0 | sort -z | xargs -0 sha256sum",
+    ),
+];
+
+impl Snapshot {
+    /// The router of `lab` as it is.
+    pub fn of(lab: &Lab) -> Self {
+        let mut script = String::new();
+        for (name, command) in SECTIONS {
+            let program = command.split(' ').next().unwrap_or_default();
+            script.push_str(&format!(
+                "echo '=== {name}'\nif command -v {program} >/dev/null; then {command}; fi\n"
+            ));
+        }
+        let mut sections = BTreeMap::new();
+        let mut section = "";
+        let printed = lab.router(&script);
+        for line in printed.lines() {
+            if let Some(name) = line.strip_prefix("=== ") {
+                section = name;
+                sections.insert(section.to_owned(), Vec::new());
+            } else if let Some(lines) = sections.get_mut(section) {
+                lines.extend(entries(line));
+            }
+        }
+        assert_eq!(sections.len(), SECTIONS.len(), "{printed}");
+        Self { sections }
+    }
+
+    /// The same without numbers that the kernel gives out as it goes, for comparing two routers.
+    pub fn without_handles(&self) -> Self {
+        let mut other = self.clone();
+        for line in other.sections.get_mut("nftables").into_iter().flatten() {
+            if let Ok(mut value) = serde_json::from_str::<Value>(line) {
+                strip(&mut value, &["handle"]);
+                *line = value.to_string();
+            }
+        }
+        other
+    }
+
+    /// Requires the same state; else shows what is only in one of them.
+    #[track_caller]
+    pub fn assert_is(&self, wanted: &Self) {
+        let mut differences = String::new();
+        for (name, lines) in &self.sections {
+            let other = &wanted.sections[name];
+            for line in other.iter().filter(|line| !lines.contains(line)) {
+                differences.push_str(&format!("{name}: missing: {line}\n"));
+            }
+            for line in lines.iter().filter(|line| !other.contains(line)) {
+                differences.push_str(&format!("{name}: too much: {line}\n"));
+            }
+            if differences.is_empty() && lines != other {
+                differences.push_str(&format!("{name}: order or number of lines\n"));
+            }
+        }
+        assert!(differences.is_empty(), "the router differs:\n{differences}");
+    }
+}
+
+/// A line of output as entries that can be compared by themselves: the elements of JSON lists, lines
+/// otherwise, without counters and comments that tell the time.
+fn entries(line: &str) -> Vec<String> {
+    if line.starts_with(['[', '{']) {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        strip(&mut value, &["packets", "bytes"]);
+        let list = match value {
+            Value::Array(list) => list,
+            Value::Object(mut object) => match object.remove("nftables") {
+                Some(Value::Array(list)) => list,
+                _ => vec![Value::Object(object)],
+            },
+            other => vec![other],
+        };
+        return list.iter().map(Value::to_string).collect();
+    }
+    if line.starts_with('#') {
+        return Vec::new();
+    }
+    // A chain's counters: `:INPUT ACCEPT [12:3456]`.
+    let line = match line.strip_prefix(':').and_then(|line| line.split_once(" [")) {
+        Some((chain, _)) => format!(":{chain}"),
+        None => line.to_owned(),
+    };
+    vec![line]
+}
+
+fn strip(value: &mut Value, keys: &[&str]) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|key, _| !keys.contains(&key.as_str()));
+            object.values_mut().for_each(|value| strip(value, keys));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| strip(value, keys)),
+        _ => {}
+    }
+}
