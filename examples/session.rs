@@ -19,6 +19,7 @@
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,9 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 /// How long a session may take to be opened and answered, unless said otherwise.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long nothing at all may arrive of a transfer.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many bytes are checked and sent at once.
 const CHUNK: usize = 64 * 1024;
@@ -124,11 +128,23 @@ fn answer(stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The byte at `position`: no short period, so that a lost, doubled or swapped
-/// segment shows.
-fn pattern(position: u64) -> u8 {
-    let [byte, ..] = (position.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).to_le_bytes();
-    byte
+/// What transfers consist of, over and over. A prime number of bytes without a shorter period,
+/// so that a lost, doubled or swapped segment shows.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let byte = |position: u32| {
+        let [_, byte, ..] = position.wrapping_mul(0x9e37_79b1).to_be_bytes();
+        byte
+    };
+    (0..1_048_573).map(byte).collect()
+});
+
+/// What stands at `position` of a transfer: at least one byte, at most `limit`.
+fn pattern(position: u64, limit: u64) -> &'static [u8] {
+    let whole = PATTERN.len() as u64;
+    let rest = usize::try_from(position % whole).unwrap_or_default();
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(CHUNK);
+    let from_there = PATTERN.get(rest..).unwrap_or_default();
+    from_there.get(..limit).unwrap_or(from_there)
 }
 
 /// One write, so that a line is one segment.
@@ -139,8 +155,8 @@ fn send_line(output: &mut impl Write, line: &str) -> io::Result<()> {
 fn send_pattern(output: &mut impl Write, bytes: u64) -> io::Result<()> {
     let mut position = 0;
     while position < bytes {
-        let chunk: Vec<u8> = (position..bytes).take(CHUNK).map(pattern).collect();
-        output.write_all(&chunk)?;
+        let chunk = pattern(position, bytes - position);
+        output.write_all(chunk)?;
         position += chunk.len() as u64;
     }
     output.flush()
@@ -151,19 +167,16 @@ fn receive_pattern(input: &mut impl Read, bytes: u64) -> io::Result<u64> {
     let mut position = 0;
     let mut buffer = vec![0; CHUNK];
     while position < bytes {
-        let count = input.read(&mut buffer)?;
-        if count == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
+        let wanted = pattern(position, bytes - position);
+        let room = buffer.get_mut(..wanted.len()).unwrap_or_default();
+        input.read_exact(room)?;
+        if room != wanted {
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                format!("wrong bytes after byte {position}"),
+            ));
         }
-        for byte in buffer.iter().take(count) {
-            if *byte != pattern(position) {
-                return Err(io::Error::new(
-                    ErrorKind::InvalidData,
-                    format!("byte {position} is wrong"),
-                ));
-            }
-            position += 1;
-        }
+        position += wanted.len() as u64;
     }
     Ok(position)
 }
@@ -238,6 +251,7 @@ fn ask(server: SocketAddr, patience: Duration) -> ExitCode {
 
 fn fetch(server: SocketAddr, bytes: u64) -> ExitCode {
     let whole = open(server, &format!("fetch {bytes}"), PATIENCE).and_then(|mut session| {
+        session.output.set_read_timeout(Some(TRANSFER_PATIENCE))?;
         let received = receive_pattern(&mut session.input, bytes)?;
         say(&format!("{} from {}", session.answer, session.port));
         say(&format!("{received} bytes"));
@@ -248,6 +262,7 @@ fn fetch(server: SocketAddr, bytes: u64) -> ExitCode {
 
 fn push(server: SocketAddr, bytes: u64) -> ExitCode {
     let whole = open(server, &format!("push {bytes}"), PATIENCE).and_then(|mut session| {
+        session.output.set_read_timeout(Some(TRANSFER_PATIENCE))?;
         send_pattern(&mut session.output, bytes)?;
         let mut received = String::new();
         session.input.read_line(&mut received)?;

@@ -1,6 +1,6 @@
 //! What has to hold whatever holds the packet rules: one list, run for each backend.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lab::{Held, Lab, Mode, SERVERS, Session, Stream, Streamed, Way, now};
 use crate::snapshot::Snapshot;
@@ -47,12 +47,12 @@ fn lab(test: &str, backend: Backend, variants: &[&str]) -> Option<Lab> {
     Some(lab)
 }
 
-/// A policy for the lab. `more` goes below `[options]`.
-fn policy(backend: Backend, mode: Mode, more: &str) -> String {
-    policy_for(backend, mode, "[3389, \"5900-5910\"]", more)
+/// A policy for the lab. `options` go below `[options]`.
+fn policy(backend: Backend, mode: Mode, options: &str) -> String {
+    policy_for(backend, mode, "[3389, \"5900-5910\"]", options)
 }
 
-fn policy_for(backend: Backend, mode: Mode, ports: &str, more: &str) -> String {
+fn policy_for(backend: Backend, mode: Mode, ports: &str, options: &str) -> String {
     format!(
         r#"version = 1
 
@@ -71,7 +71,7 @@ except_server    = ["10.20.0.53", "fd00:20::53"]
 
 [options]
 backend = "{}"
-{more}
+{options}
 "#,
         mode.snat(),
         backend.option()
@@ -103,15 +103,18 @@ fn assert_way(lab: &Lab, way: Way) {
 fn assert_sealed(lab: &Lab) {
     let before = leaked(lab);
     for server in SERVERS {
-        let begun = now();
+        let begun = Instant::now();
         let session = lab.ask("client", server, 3389);
         let Session::Failed(word) = session else {
             panic!("{server}: {session:?}");
         };
         // iptables can only drop there.
         if word != "timeout" {
-            assert!(["unreachable", "prohibited"].contains(&word.as_str()), "{word}");
-            assert!(now() - begun < Duration::from_secs(2), "not at once");
+            assert!(
+                ["unreachable", "prohibited"].contains(&word.as_str()),
+                "{word}"
+            );
+            assert!(begun.elapsed() < Duration::from_secs(2), "not at once");
         }
     }
     assert_eq!(leaked(lab), before, "packets past the appliance");
@@ -130,7 +133,12 @@ pub fn sessions_are_recorded(backend: Backend, mode: Mode) {
     for (server, client) in SERVERS.into_iter().zip(CLIENTS) {
         for port in [3389, 5900] {
             let session = lab.ask("client", server, port);
-            let Session::Answered { way, peer, port: from } = session else {
+            let Session::Answered {
+                way,
+                peer,
+                port: from,
+            } = session
+            else {
                 panic!("{server} {port}: {session:?}");
             };
             assert_eq!(way, Way::Recorded, "{server} {port}");
@@ -139,22 +147,49 @@ pub fn sessions_are_recorded(backend: Backend, mode: Mode) {
             if mode == Mode::ClientAddressAndPort {
                 assert_eq!(peer.1, from);
             }
-            assert!(lab.recorded(from, server, port), "not in the appliance's record");
+            assert!(
+                lab.recorded(from, server, port),
+                "not in the appliance's record"
+            );
         }
         // Another port, and others.
         for (role, port) in [("client", 8080), ("client", 2222), ("bystander", 3389)] {
             let session = lab.ask(role, server, port);
-            assert_eq!(session.way(), Some(Way::Direct), "{role} {server} {port}: {session:?}");
+            assert_eq!(
+                session.way(),
+                Some(Way::Direct),
+                "{role} {server} {port}: {session:?}"
+            );
         }
     }
     for server in ["10.20.0.53", "fd00:20::53"] {
-        assert_eq!(lab.ask("client", server, 3389).way(), Some(Way::Direct), "except_server");
+        assert_eq!(
+            lab.ask("client", server, 3389).way(),
+            Some(Way::Direct),
+            "except_server"
+        );
     }
     assert_eq!(leaked(&lab), before, "packets past the appliance");
     // The excepted client: the kernel takes the source that the route names.
-    lab.run("client", &["ip", "route", "change", "default", "via", "10.10.0.1", "src", "10.10.0.99"])
-        .ended(0);
-    assert_eq!(lab.ask("client", SERVERS[0], 3389).way(), Some(Way::Direct), "except_client");
+    lab.run(
+        "client",
+        &[
+            "ip",
+            "route",
+            "change",
+            "default",
+            "via",
+            "10.10.0.1",
+            "src",
+            "10.10.0.99",
+        ],
+    )
+    .ended(0);
+    assert_eq!(
+        lab.ask("client", SERVERS[0], 3389).way(),
+        Some(Way::Direct),
+        "except_client"
+    );
 }
 
 pub fn transfers_arrive_whole(backend: Backend, mode: Mode) {
@@ -166,7 +201,11 @@ pub fn transfers_arrive_whole(backend: Backend, mode: Mode) {
     lab.apply(&policy(backend, mode, ""));
     for server in SERVERS {
         for direction in ["fetch", "push"] {
-            assert_eq!(lab.transfer(direction, server, BYTES), Ok(Way::Recorded), "{direction} {server}");
+            assert_eq!(
+                lab.transfer(direction, server, BYTES),
+                Ok(Way::Recorded),
+                "{direction} {server}"
+            );
         }
     }
     assert_eq!(leaked(&lab), 0, "packets past the appliance");
@@ -190,14 +229,20 @@ pub fn slow_servers_are_recorded(backend: Backend, mode: Mode) {
          echo 100 >/proc/sys/net/ipv4/neigh/eth0/mcast_solicit",
     )
     .ended(0);
-    let mac = lab.run("server", &["sh", "-c", "ip -br link show eth0 | awk '{print $3}'"]).stdout;
+    let mac = lab
+        .run(
+            "server",
+            &["sh", "-c", "ip -br link show eth0 | awk '{print $3}'"],
+        )
+        .stdout;
     for _ in 0..6 {
         lab.router(&format!(
             "ip neigh replace 10.20.0.2 lladdr {} dev eth1
              nft 'table arp slow {{ chain in {{ type filter hook input priority 0; iifname eth1 drop; }}; }}'",
             mac.trim()
         ));
-        lab.run("server", &["ip", "neigh", "flush", "dev", "eth0"]).ended(0);
+        lab.run("server", &["ip", "neigh", "flush", "dev", "eth0"])
+            .ended(0);
         let way = std::thread::scope(|scope| {
             let transfer = scope.spawn(|| lab.transfer("push", SERVERS[0], 200_000));
             std::thread::sleep(Duration::from_millis(300));
@@ -363,7 +408,10 @@ pub fn established_sessions_are_kept(backend: Backend, mode: Mode) {
         assert_eq!(direct.opened.way(), Some(Way::Direct));
         // Whether the router knows of it: connection tracking begins with the first rule that asks.
         lab.apply(&policy(backend, mode, "established = \"keep\""));
-        assert!(direct.is_alive(), "{server}: the session from before apply was cut");
+        assert!(
+            direct.is_alive(),
+            "{server}: the session from before apply was cut"
+        );
         let mut recorded = lab.hold(server, 3389);
         assert_eq!(recorded.opened.way(), Some(Way::Recorded));
         assert!(recorded.is_alive() && direct.is_alive());
@@ -412,7 +460,10 @@ pub fn a_changed_policy_disturbs_none(backend: Backend, mode: Mode) {
         for (port, way) in [(8080, Way::Recorded), (5900, Way::Direct)] {
             assert_eq!(lab.ask("client", server, port).way(), Some(way), "{port}");
         }
-        assert!(held.is_alive(), "a session must stay with its appliance until it ends");
+        assert!(
+            held.is_alive(),
+            "a session must stay with its appliance until it ends"
+        );
         assert_eq!(lab.ask("bystander", server, 3389).way(), Some(Way::Direct));
     }
     // As if it had never been otherwise.
@@ -463,7 +514,11 @@ pub fn teardown_leaves_no_trace(backend: Backend, mode: Mode) {
                  iifname \"eth2\" meta mark set meta mark | 0x100
              }
          }
-         table ip scb { chain prerouting { type filter hook prerouting priority -150; } }
+         table ip scb {
+             chain prerouting {
+                 type filter hook prerouting priority -150;
+             }
+         }
 NFT
          ip rule add priority 100 fwmark 0x100/0x100 lookup 200
          ip rule add priority 103 from 192.0.2.1 lookup 200
@@ -485,11 +540,19 @@ NFT
     let before = Snapshot::of(&lab);
     let bystanders = || {
         for server in SERVERS {
-            assert_eq!(lab.ask("bystander", server, 3389).way(), Some(Way::Direct), "{server}");
+            assert_eq!(
+                lab.ask("bystander", server, 3389).way(),
+                Some(Way::Direct),
+                "{server}"
+            );
         }
     };
     for rp_filter in ["loose", "off"] {
-        lab.apply(&policy(backend, mode, &format!("rp_filter = \"{rp_filter}\"")));
+        lab.apply(&policy(
+            backend,
+            mode,
+            &format!("rp_filter = \"{rp_filter}\""),
+        ));
         assert_way(&lab, Way::Recorded);
         bystanders();
         lab.redirect(&["status"]).ended(0);

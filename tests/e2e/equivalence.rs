@@ -12,7 +12,10 @@ fn policies() -> Vec<PathBuf> {
     let mut policies: Vec<PathBuf> = fs::read_dir(examples)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
         .collect();
     policies.sort();
     assert!(policies.len() >= 5, "{policies:?}");
@@ -28,9 +31,14 @@ fn the_printed_script_does_what_apply_does() {
             return;
         };
         let pristine = Snapshot::of(&other);
-        Snapshot::of(&one).without_handles().assert_is(&pristine.without_handles());
+        Snapshot::of(&one)
+            .without_handles()
+            .assert_is(&pristine.without_handles());
 
-        let script = other.redirect(&["apply", "--dry-run", policy]).ended(0).stdout;
+        let script = other
+            .redirect(&["apply", "--dry-run", policy])
+            .ended(0)
+            .stdout;
         Snapshot::of(&other).assert_is(&pristine);
         one.redirect(&["apply", policy]).ended(0);
         other.run_with("router", &["sh", "-eu"], &script).ended(0);
@@ -42,6 +50,8 @@ fn the_printed_script_does_what_apply_does() {
 
         let script = one.redirect(&["teardown", "--dry-run"]).ended(0).stdout;
         one.run_with("router", &["sh", "-eu"], &script).ended(0);
-        Snapshot::of(&one).without_handles().assert_is(&pristine.without_handles());
+        Snapshot::of(&one)
+            .without_handles()
+            .assert_is(&pristine.without_handles());
     }
 }

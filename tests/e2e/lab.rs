@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redirect::kernel::process;
 
-/// The command under test.
-pub const REDIRECT: &str = env!("CARGO_BIN_EXE_redirect");
+/// The command that Cargo built for these tests.
+const BUILT: &str = env!("CARGO_BIN_EXE_redirect");
 
 /// The servers, one of each family.
 pub const SERVERS: [&str; 2] = ["10.20.0.2", "fd00:20::2"];
@@ -58,8 +58,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 3] = [Self::Own, Self::ClientAddress, Self::ClientAddressAndPort];
-
     /// What the policy has to say for it.
     pub fn snat(self) -> bool {
         self != Self::Own
@@ -176,7 +174,8 @@ impl Lab {
 
     /// Runs `redirect` on the router.
     pub fn redirect(&self, arguments: &[&str]) -> Outcome {
-        let mut command = vec![REDIRECT];
+        let redirect = under_test();
+        let mut command = vec![redirect.as_str()];
         command.extend(arguments);
         self.run("router", &command)
     }
@@ -202,10 +201,7 @@ impl Lab {
     /// Tries a session from `role`.
     pub fn ask(&self, role: &str, server: &str, port: u16) -> Session {
         let session = session_binary();
-        let outcome = self.run(
-            role,
-            &[&session, "ask", server, &port.to_string(), "4000"],
-        );
+        let outcome = self.run(role, &[&session, "ask", server, &port.to_string(), "4000"]);
         Session::parse(outcome.stdout.trim())
     }
 
@@ -236,9 +232,10 @@ impl Lab {
     pub fn recorded(&self, client_port: u16, server: &str, port: u16) -> bool {
         let server: IpAddr = server.parse().unwrap();
         (0..50).any(|_| {
-            let found = self.log().iter().any(|record| {
-                record.client.1 == client_port && record.server == (server, port)
-            });
+            let found = self
+                .log()
+                .iter()
+                .any(|record| record.client.1 == client_port && record.server == (server, port));
             if !found {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -446,12 +443,14 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lab")
 }
 
+/// The command under test; `REDIRECT` names another, such as the static one.
+fn under_test() -> String {
+    std::env::var("REDIRECT").unwrap_or_else(|_| BUILT.to_owned())
+}
+
 /// `examples/session.rs`, which Cargo builds together with the tests.
 fn session_binary() -> String {
-    let binary = Path::new(REDIRECT)
-        .parent()
-        .unwrap()
-        .join("examples/session");
+    let binary = Path::new(BUILT).parent().unwrap().join("examples/session");
     assert!(binary.exists(), "build it: `cargo build --example session`");
     binary.to_str().unwrap().to_owned()
 }

@@ -41,16 +41,18 @@ const SECTIONS: &[(&str, &str)] = &[
 impl Snapshot {
     /// The router of `lab` as it is.
     pub fn of(lab: &Lab) -> Self {
-        let mut script = String::new();
-        for (name, command) in SECTIONS {
-            let program = command.split(' ').next().unwrap_or_default();
-            script.push_str(&format!(
-                "echo '=== {name}'\nif command -v {program} >/dev/null; then {command}; fi\n"
-            ));
-        }
+        let script: Vec<String> = SECTIONS
+            .iter()
+            .map(|(name, command)| {
+                let program = command.split(' ').next().unwrap_or_default();
+                format!(
+                    "echo '=== {name}'\nif command -v {program} >/dev/null; then {command}; fi\n"
+                )
+            })
+            .collect();
         let mut sections = BTreeMap::new();
         let mut section = "";
-        let printed = lab.router(&script);
+        let printed = lab.router(&script.concat());
         for line in printed.lines() {
             if let Some(name) = line.strip_prefix("=== ") {
                 section = name;
@@ -78,20 +80,24 @@ impl Snapshot {
     /// Requires the same state; else shows what is only in one of them.
     #[track_caller]
     pub fn assert_is(&self, wanted: &Self) {
-        let mut differences = String::new();
+        let mut differences: Vec<String> = Vec::new();
         for (name, lines) in &self.sections {
             let other = &wanted.sections[name];
             for line in other.iter().filter(|line| !lines.contains(line)) {
-                differences.push_str(&format!("{name}: missing: {line}\n"));
+                differences.push(format!("{name}: missing: {line}"));
             }
             for line in lines.iter().filter(|line| !other.contains(line)) {
-                differences.push_str(&format!("{name}: too much: {line}\n"));
+                differences.push(format!("{name}: too much: {line}"));
             }
             if differences.is_empty() && lines != other {
-                differences.push_str(&format!("{name}: order or number of lines\n"));
+                differences.push(format!("{name}: order or number of lines"));
             }
         }
-        assert!(differences.is_empty(), "the router differs:\n{differences}");
+        assert!(
+            differences.is_empty(),
+            "the router differs:\n{}",
+            differences.join("\n")
+        );
     }
 }
 
@@ -115,7 +121,10 @@ fn entries(line: &str) -> Vec<String> {
         return Vec::new();
     }
     // A chain's counters: `:INPUT ACCEPT [12:3456]`.
-    let line = match line.strip_prefix(':').and_then(|line| line.split_once(" [")) {
+    let line = match line
+        .strip_prefix(':')
+        .and_then(|line| line.split_once(" ["))
+    {
         Some((chain, _)) => format!(":{chain}"),
         None => line.to_owned(),
     };
