@@ -15,13 +15,20 @@ pub struct Snapshot {
 
 /// Each section's name, and what prints it.
 ///
-/// `iptables-legacy-save` lists the tables that exist, and makes none. What a program is not
-/// installed for cannot have been changed by it.
+/// `iptables-legacy-save` lists the tables that exist, and makes none. A legacy table without rules is
+/// left out: the kernel makes it when first asked for it, and nobody can remove it. What a program
+/// is not installed for cannot have been changed by it.
 const SECTIONS: &[(&str, &str)] = &[
     ("nftables", "nft --json --stateless --handle list ruleset"),
-    ("iptables-legacy", "iptables-legacy-save"),
-    ("ip6tables-legacy", "ip6tables-legacy-save"),
-    ("ipset", "ipset save"),
+    (
+        "iptables-legacy",
+        "iptables-legacy-save | awk '/^\\*/ { table = $0; next } /^-A|^:.* -|DROP/ { print table, $0 }'",
+    ),
+    (
+        "ip6tables-legacy",
+        "ip6tables-legacy-save | awk '/^\\*/ { table = $0; next } /^-A|^:.* -|DROP/ { print table, $0 }'",
+    ),
+    ("ipset", "ipset save | sort"),
     ("rules", "ip -json -details rule"),
     ("rules, IPv6", "ip -6 -json -details rule"),
     ("routes", "ip -json -details route show table all"),
@@ -72,6 +79,12 @@ impl Snapshot {
             if let Ok(mut value) = serde_json::from_str::<Value>(line) {
                 strip(&mut value, &["handle"]);
                 *line = value.to_string();
+            }
+        }
+        // The seed of a set's hash.
+        for line in other.sections.get_mut("ipset").into_iter().flatten() {
+            if let Some((set, _seed)) = line.split_once(" initval ") {
+                *line = set.to_owned();
             }
         }
         other
