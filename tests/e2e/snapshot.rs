@@ -81,6 +81,10 @@ impl Snapshot {
                 *line = value.to_string();
             }
         }
+        // In the order of making, in which a change of policy differs from a fresh start.
+        if let Some(lines) = other.sections.get_mut("nftables") {
+            lines.sort();
+        }
         // The seed of a set's hash.
         for line in other.sections.get_mut("ipset").into_iter().flatten() {
             if let Some((set, _seed)) = line.split_once(" initval ") {
