@@ -81,9 +81,10 @@ impl Snapshot {
                 *line = value.to_string();
             }
         }
-        // In the order of making, in which a change of policy differs from a fresh start.
+        // Tables, sets and chains are listed as they were made, and a changed policy makes them in
+        // another order than a fresh one. Rules stay as they follow one another in their chain.
         if let Some(lines) = other.sections.get_mut("nftables") {
-            lines.sort();
+            lines.sort_by_cached_key(|line| place(line));
         }
         // The seed of a set's hash.
         for line in other.sections.get_mut("ipset").into_iter().flatten() {
@@ -146,6 +147,19 @@ fn entries(line: &str) -> Vec<String> {
         None => line.to_owned(),
     };
     vec![line]
+}
+
+/// To which chain, set or table an entry of nft's listing belongs.
+fn place(line: &str) -> Vec<String> {
+    let value: Value = serde_json::from_str(line).unwrap();
+    let Some((kind, object)) = value.as_object().and_then(|entry| entry.iter().next()) else {
+        return Vec::new();
+    };
+    let named = |key: &&str| object.get(*key).map(Value::to_string);
+    let names = ["family", "table", "chain", "name"];
+    let mut place = vec![kind.clone()];
+    place.extend(names.iter().filter_map(named));
+    place
 }
 
 fn strip(value: &mut Value, keys: &[&str]) {
