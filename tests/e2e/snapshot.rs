@@ -155,10 +155,10 @@ fn place(line: &str) -> Vec<String> {
     let Some((kind, object)) = value.as_object().and_then(|entry| entry.iter().next()) else {
         return Vec::new();
     };
-    let named = |key: &&str| object.get(*key).map(Value::to_string);
-    let names = ["family", "table", "chain", "name"];
     let mut place = vec![kind.clone()];
-    place.extend(names.iter().filter_map(named));
+    for key in ["family", "table", "chain", "name"] {
+        place.extend(object.get(key).map(Value::to_string));
+    }
     place
 }
 
