@@ -202,6 +202,13 @@ pub struct Diff {
 /// `redirect teardown`.
 #[derive(Debug, Args)]
 pub struct Teardown {
+    /// Let open sessions end through the appliance first: new ones go direct from now on. With
+    /// --wait, tear down once none is left
+    #[arg(long, conflicts_with = "dry_run")]
+    pub drain: bool,
+    /// With --drain: only this appliance, which then takes no new sessions; nothing is torn down
+    #[arg(long, value_name = "NAME", requires = "drain")]
+    pub appliance: Option<String>,
     /// Print the equivalent shell commands instead; changes nothing
     #[arg(long)]
     pub dry_run: bool,

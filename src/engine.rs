@@ -14,7 +14,7 @@ use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
 use crate::plan::planner::{self, Planned, Stage};
 use crate::plan::{Change, Plan};
-use crate::policy::{self, Policy, Source};
+use crate::policy::{self, Name, Policy, Source};
 use crate::render::shell;
 
 /// What a run is to reach.
@@ -142,6 +142,22 @@ impl<'k> Engine<'k> {
         Ok(id)
     }
 
+    /// Lets these appliances drain: `goal` is the policy in force, as it is with them draining.
+    ///
+    /// # Errors
+    /// As [`Self::perform`].
+    pub fn drain(
+        &mut self,
+        goal: &Goal<'_>,
+        appliances: Vec<Name>,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
+        let _guard = Uninterrupted::begin();
+        let begun = self.journal.begin_drain(goal.source, appliances, plan);
+        begun.map_err(|error| Failure::from(error).detail("nothing was changed"))?;
+        self.carry_on(goal, plan, Locked::done)
+    }
+
     fn perform_and(
         &mut self,
         goal: &Goal<'_>,
@@ -160,6 +176,16 @@ impl<'k> Engine<'k> {
             }
             return Err(Failure::from(error).detail("nothing was changed"));
         }
+        self.carry_on(goal, plan, end)
+    }
+
+    /// Makes the changes that are written down already.
+    fn carry_on(
+        &mut self,
+        goal: &Goal<'_>,
+        plan: &Plan,
+        end: impl FnOnce(&mut Locked) -> Result<(), JournalError>,
+    ) -> Result<(), Failure> {
         let performed = carry_out(self.kernel, plan)
             .and_then(|()| self.verify(goal, plan))
             .and_then(|()| Ok(end(&mut self.journal)?));
@@ -266,7 +292,7 @@ pub fn policy_in_force(journal: &crate::journal::Journal) -> Result<Policy, Fail
     };
     let source = journal.source(digest)?;
     match policy::read(&source) {
-        Ok(reading) => Ok(reading.policy),
+        Ok(reading) => Ok(reading.policy.draining(&journal.in_force().draining)),
         Err(errors) => Err(Failure::new(
             Exit::BadPolicy,
             format!("the policy in force, as kept in the journal, cannot be read: {errors}"),

@@ -13,18 +13,19 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use redirect::engine::{Engine, Goal};
+use redirect::engine::{Engine, Goal, policy_in_force};
 use redirect::failure::Failure;
-use redirect::journal::{BootId, Condition, Journal, Kind, Location, Outcome};
+use redirect::journal::{BootId, Condition, Digest, Journal, Kind, Location, Outcome};
 use redirect::kernel::fake::FakeKernel;
 use redirect::kernel::{Kernel, KernelError, Wish};
 use redirect::net::{
-    Action, Family, RouteProtocol, RoutingRule, RulePriority, RuleSelectors, TableId,
+    Action, Family, IfPattern, RouteProtocol, RoutingRule, RulePriority, RuleSelectors, TableId,
 };
 use redirect::observation::{Availability, Observed};
 use redirect::plan::Change;
 use redirect::plan::planner::Stage;
 use redirect::policy::{self, Policy, Source};
+use redirect::rules::{Connection, Model, Packet};
 
 /// When a run dies, counted in changes.
 #[derive(Debug, Clone, Copy)]
@@ -308,4 +309,67 @@ fn a_death_at_every_step_leaves_the_router_as_it_was() {
         );
     }
     println!("{deaths} deaths tried, 0 traces left");
+}
+
+#[test]
+fn a_drain_lets_open_sessions_end_where_they_began() {
+    let (policy, source) = example("rdp-snat.toml", str::to_owned);
+    let appliance = policy.appliances.first().unwrap();
+    let redirect = policy.redirects.first().unwrap();
+    let drained = policy
+        .clone()
+        .draining(std::slice::from_ref(&appliance.name));
+    let IfPattern::Exact(input) = redirect.client_interfaces.first().unwrap() else {
+        panic!("an exact name in the example");
+    };
+    let packet = |connection| Packet {
+        input: input.clone(),
+        mac: None,
+        source: "10.10.0.7".parse().unwrap(),
+        destination: redirect.servers.sample(Family::V4).unwrap(),
+        ports: Some((40000, redirect.ports.iter().next().unwrap().first)),
+        flags: Packet::ACK,
+        connection,
+        mark: 0,
+    };
+    let mark = appliance.mark;
+    for (policy, connection, redirected) in [
+        (&policy, Connection::New(0), true),
+        (&drained, Connection::New(0), false),
+        (&drained, Connection::Known(0), false),
+        (&drained, Connection::Known(mark.value), true),
+    ] {
+        let marked = Model::new(policy).prerouting(&packet(connection));
+        assert_eq!(mark.is_borne_by(marked.mark), redirected, "{connection:?}");
+    }
+
+    let mut bench = Bench::new("drain", router(&[&policy]));
+    let pristine = bench.kernel.observed();
+    let wanted = (policy, source);
+    bench.run(Some(&wanted)).unwrap();
+    let applied = bench.kernel.observed();
+    let goal = Goal {
+        kind: Kind::Drain,
+        policy: &drained,
+        source: Some(&wanted.1),
+        stage: Stage::Complete,
+    };
+    let mut kernel = bench.kernel.clone();
+    let mut engine = Engine::open(&mut kernel, &bench.location, Duration::ZERO).unwrap();
+    let observed = engine.observe(&goal).unwrap();
+    let planned = engine.plan(&goal, &observed);
+    assert_eq!(planned.plan.changes.len(), 1, "packet rules alone");
+    let names = vec![wanted.0.appliances.first().unwrap().name.clone()];
+    engine.drain(&goal, names, &planned.plan).unwrap();
+    drop(engine);
+    // That is what is in force now: a repair would leave it so.
+    assert_eq!(policy_in_force(&bench.journal()).unwrap(), drained);
+    // A rollback, or an apply of the same policy, ends it; so does a teardown.
+    let digest = bench.journal().policy_before().unwrap().cloned();
+    assert_eq!(digest, Some(Digest::of(&wanted.1)));
+    bench.run(Some(&wanted)).unwrap();
+    assert!(bench.kernel.observed() == applied);
+    assert_eq!(policy_in_force(&bench.journal()).unwrap(), wanted.0);
+    bench.run(None).unwrap();
+    assert!(bench.kernel.observed() == pristine);
 }

@@ -5,6 +5,7 @@ mod apply;
 mod check;
 mod confirm;
 mod diff;
+mod drain;
 mod history;
 mod look;
 mod repair;

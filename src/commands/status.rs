@@ -8,10 +8,11 @@ use super::counted;
 use crate::cli::Status;
 use crate::engine::policy_in_force;
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Condition, Journal, Location, confirm};
+use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
 use crate::kernel::router::Router;
 use crate::kernel::{Kernel, KernelError, Wish};
 use crate::plan::planner::{self, Stage};
+use crate::policy::Name;
 use crate::render::difference::{self, Action, Difference};
 use crate::render::json;
 use crate::terminal::{Style, Terminal, paint};
@@ -42,6 +43,7 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
             "policy": in_force.policy.as_ref().map(journal::Digest::as_str),
             "in_sync": drift.is_empty(),
             "drift": drift,
+            "draining": in_force.draining,
             "transaction": transaction(condition),
         })))?;
         return Ok(exit);
@@ -53,36 +55,7 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
         ),
         None => "no policy in force\n".to_owned(),
     };
-    let (sentence, style) = match condition {
-        Condition::Settled => (String::new(), Style::Good),
-        Condition::Underway(open) => (
-            format!(
-                "underway: transaction {} is being made right now",
-                open.entry.id
-            ),
-            Style::Warning,
-        ),
-        Condition::Interrupted(open) => (
-            format!(
-                "interrupted: transaction {} (`{}` by {}, begun {}) was cut short; `redirect \
-                 rollback` takes it back",
-                open.entry.id,
-                open.entry.command.join(" ").escape_debug(),
-                open.entry.who,
-                open.entry.started
-            ),
-            Style::Error,
-        ),
-        Condition::Unconfirmed(open, left) => (
-            format!(
-                "unconfirmed: transaction {} goes back by itself in {} s; `redirect confirm` keeps it",
-                open.entry.id,
-                left.as_secs() + 1
-            ),
-            Style::Warning,
-        ),
-    };
-    if !sentence.is_empty() {
+    for (sentence, style) in notices(condition, in_force) {
         _ = writeln!(text, "{}", paint(terminal.colour_out(), style, &sentence));
     }
     if drift.is_empty() && settled {
@@ -120,4 +93,49 @@ fn transaction(condition: Condition<'_>) -> serde_json::Value {
             "seconds_left": left.as_secs() + 1,
         }),
     }
+}
+
+/// What is to be known before anything else, and how it looks.
+fn notices(condition: Condition<'_>, in_force: &Applied) -> Vec<(String, Style)> {
+    let about_transaction = match condition {
+        Condition::Settled => None,
+        Condition::Underway(open) => Some((
+            format!(
+                "underway: transaction {} is being made right now",
+                open.entry.id
+            ),
+            Style::Warning,
+        )),
+        Condition::Interrupted(open) => Some((
+            format!(
+                "interrupted: transaction {} (`{}` by {}, begun {}) was cut short; `redirect \
+                 rollback` takes it back",
+                open.entry.id,
+                open.entry.command.join(" ").escape_debug(),
+                open.entry.who,
+                open.entry.started
+            ),
+            Style::Error,
+        )),
+        Condition::Unconfirmed(open, left) => Some((
+            format!(
+                "unconfirmed: transaction {} goes back by itself in {} s; `redirect confirm` keeps it",
+                open.entry.id,
+                left.as_secs() + 1
+            ),
+            Style::Warning,
+        )),
+    };
+    let names: Vec<&str> = in_force.draining.iter().map(Name::as_str).collect();
+    let about_draining = (!names.is_empty()).then(|| {
+        let sentence = format!(
+            "draining: new sessions of {} go to the servers directly, unrecorded",
+            names.join(", ")
+        );
+        (sentence, Style::Warning)
+    });
+    about_transaction
+        .into_iter()
+        .chain(about_draining)
+        .collect()
 }

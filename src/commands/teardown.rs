@@ -1,6 +1,9 @@
 //! `redirect teardown`: takes all of it back, by our marks of ownership and by what the
 //! journal remembers; it needs neither the policy file nor, for all but sysctls, the journal.
 
+use std::time::Duration;
+
+use super::drain::Drained;
 use super::{counted, plan_unlocked, report_recovered};
 use crate::cli::{Format, Teardown};
 use crate::engine::{Engine, Goal, take_back_open};
@@ -32,10 +35,16 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
         }
         .map(|()| Exit::Done);
     }
+    if args.drain {
+        match super::drain::run(args, terminal)? {
+            Drained::All => {}
+            Drained::NotYet(exit) => return Ok(exit),
+        }
+    }
     let mut router = Router::open()?;
     let location = Location::new(journal::DIRECTORY)?;
     let (mut journal, aside) =
-        Locked::acquire_setting_aside(&location, Invocation::current(), args.wait.wait)?;
+        Locked::acquire_setting_aside(&location, Invocation::current(), lock_wait(args))?;
     if let Some(aside) = aside {
         terminal.warn(
             &format!("the journal was damaged, and is now {}", aside.display()),
@@ -74,4 +83,13 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
         counted(planned.plan.changes.len(), "change", "changes")
     ));
     Ok(Exit::Done)
+}
+
+/// How long to wait for other runs: with `--drain`, `--wait` is about sessions.
+pub(super) fn lock_wait(args: &Teardown) -> Duration {
+    if args.drain {
+        Duration::from_secs(30)
+    } else {
+        args.wait.wait
+    }
 }

@@ -38,7 +38,7 @@ pub use recovery::{Left, Reach, Recovery, recovery};
 
 use crate::kernel::files;
 use crate::plan::{Ledger, Plan};
-use crate::policy::Source;
+use crate::policy::{Name, Source};
 use lock::Lock;
 use store::Store;
 
@@ -89,6 +89,9 @@ pub struct Applied {
     /// The transaction that made it so; none: none ever did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction: Option<u64>,
+    /// Appliances of that policy which take no new sessions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<Name>,
     /// The boot during which the ledger's settings were written.
     pub boot: BootId,
     /// What teardown restores.
@@ -312,7 +315,10 @@ impl Journal {
             .history
             .iter()
             .rev()
-            .find(|entry| entry.outcome == Some(Outcome::Done) && entry.policy != entry.before)
+            .find(|entry| {
+                entry.outcome == Some(Outcome::Done)
+                    && (entry.policy != entry.before || entry.kind == Kind::Drain)
+            })
             .map(|entry| entry.before.as_ref())
     }
 
@@ -504,6 +510,34 @@ impl Locked {
         policy: Option<&Source>,
         plan: &Plan,
     ) -> Result<u64, JournalError> {
+        let draining = match kind {
+            Kind::Repair => self.journal.state.applied.draining.clone(),
+            Kind::Apply | Kind::Teardown | Kind::Rollback | Kind::Drain => Vec::new(),
+        };
+        self.begin_with(kind, policy, draining, plan)
+    }
+
+    /// The same for a drain: `policy` stays in force, but these appliances of it take no
+    /// new sessions.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_drain(
+        &mut self,
+        policy: Option<&Source>,
+        draining: Vec<Name>,
+        plan: &Plan,
+    ) -> Result<u64, JournalError> {
+        self.begin_with(Kind::Drain, policy, draining, plan)
+    }
+
+    fn begin_with(
+        &mut self,
+        kind: Kind,
+        policy: Option<&Source>,
+        draining: Vec<Name>,
+        plan: &Plan,
+    ) -> Result<u64, JournalError> {
         if let Some(open) = self.open() {
             return Err(JournalError::Unfinished { id: open.entry.id });
         }
@@ -528,6 +562,7 @@ impl Locked {
         let after = Applied {
             policy: digest.clone(),
             transaction: Some(id),
+            draining,
             boot: self.journal.boot.clone(),
             ledger: before.ledger.after(plan),
         };

@@ -243,6 +243,20 @@ impl Policy {
         })
     }
 
+    /// The same policy with these appliances (by name) draining: no redirect takes new
+    /// connections to them, while those that bear their marks go on through them.
+    #[must_use]
+    pub fn draining(mut self, appliances: &[Name]) -> Self {
+        for redirect in &mut self.redirects {
+            let appliance = self.appliances.get(redirect.appliance);
+            if appliance.is_some_and(|appliance| appliances.contains(&appliance.name)) {
+                // No client interface, no rule that marks what clients open; all others stay.
+                redirect.client_interfaces.clear();
+            }
+        }
+        self
+    }
+
     /// Whether it redirects nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
