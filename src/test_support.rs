@@ -116,3 +116,15 @@ pub(crate) fn write(path: &str, value: &str) {
     let file = OpenOptions::new().write(true).open(path);
     file.unwrap().write_all(value.as_bytes()).unwrap();
 }
+
+/// Waits until the kernel has noticed that both ends of a veth pair are up; until then it calls
+/// their routes `linkdown`.
+pub(crate) fn wait_for_carrier(link: &str) {
+    for _ in 0..1000 {
+        if ip_json(&format!("link show dev {link}"))[0]["operstate"] == "UP" {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{link} does not come up");
+}

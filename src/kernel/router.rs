@@ -183,7 +183,9 @@ mod tests {
     use crate::plan::planner::{Stage, plan};
     use crate::policy::{self, Policy, Source};
     use crate::render::shell::script;
-    use crate::test_support::{ip, ip_json, own_network, own_table_names, shell, write};
+    use crate::test_support::{
+        ip, ip_json, own_network, own_table_names, shell, wait_for_carrier, write,
+    };
 
     const POLICY: &str = r#"
         version = 1
@@ -227,6 +229,8 @@ mod tests {
             }
             ip(&format!("address add 10.{part}.0.1/24 dev {near}"));
             ip(&format!("address add fd00:{part}::1/64 dev {near} nodad"));
+            wait_for_carrier(near);
+            wait_for_carrier(far);
         }
         write("/proc/sys/net/ipv4/conf/all/rp_filter", "1");
         true

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::net::{Action, Mark, RulePriority, RuleSelectors};
-use crate::test_support::{ip, ip_json, own_network, write};
+use crate::test_support::{ip, ip_json, own_network, wait_for_carrier, write};
 
 fn name(name: &str) -> IfName {
     IfName::new(name).unwrap()
@@ -26,6 +26,7 @@ fn with_veth(test: &str) -> bool {
     ip("address add fd00:30::1/64 dev sps0 nodad");
     ip("link set sps0 up");
     ip("link set far0 up");
+    wait_for_carrier("sps0");
     true
 }
 
@@ -37,6 +38,7 @@ fn with_second_veth() {
     ip("address add fd00:40::1/64 dev cli0 nodad");
     ip("link set cli0 up");
     ip("link set far1 up");
+    wait_for_carrier("cli0");
 }
 
 fn our_rule(family: Family) -> RoutingRule {
@@ -716,4 +718,123 @@ fn a_lookup_runs_reverse_path_filtering() {
     write("/proc/sys/net/ipv4/conf/cli0/rp_filter", "2");
     let answer = routing.lookup(&spoofed).unwrap();
     assert!(matches!(answer, Answer::Route(_)), "{answer:?}");
+}
+
+// What Linux 6.18 answers, after the message header, once the command above each was given.
+
+/// `ip rule add priority 103 fwmark 1/0xff lookup 103 protocol 103`
+const RULE: &str = "02000000670000010000000008000f006700000008000e00ffffffff05001500670000000800060067\
+    00000008000a000100000008001000ff000000";
+/// `ip -6 rule add priority 77 not from fd00::/8 iif sps0
+/// ipproto tcp dport 3389 lookup 300 suppress_prefixlength 0`
+const RULE_OF_OTHERS: &str = "0a000800fc0000010200000008000f002c01000008000e000000000005001500000000000900\
+    03007370733000000000080006004d000000080018003d0d3d0d06001d00ffff0000050016000600000014000200fd00\
+    0000000000000000000000000000";
+/// `ip route add default via 10.30.0.2 dev sps0 table 103 proto 103`
+const ROUTE: &str = "02000000676700010000000008000f0067000000080005000a1e00020800040003000000";
+/// `ip -6 route add unreachable default table 103 metric 4294967295 proto 103`
+const FALLBACK: &str = "0a000000676700070000000008000f006700000008000600ffffffff080004000100000024000c00\
+    00000000000000000000000000000000000000000000000000000000000000000500140000000000";
+/// `ip address add 10.30.0.1/24 dev sps0`
+const ADDRESS: &str = "0218800003000000080001000a1e0001080002000a1e0001090003007370733000000000080008008000\
+    000014000600ffffffffffffffff10e0090010e00900";
+/// `ip link add sps0 type veth peer name far0; ip link set sps0 up` (some attributes left out)
+const LINK: &str = "00000100030000004310010000000000090003007370733000000000080008003000000005001000060000\
+    000a00010076ebe6d423fc00000a000200ffffffffffff0000100012000900010076657468000000000800050002000000";
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    (0..hex.len()).step_by(2).map(digit).collect()
+}
+
+fn names() -> Names {
+    [(1, name("lo")), (3, name("sps0"))].into()
+}
+
+#[test]
+fn captures_are_read() {
+    assert_eq!(
+        message::parse_rule(&bytes(RULE)).unwrap(),
+        Some(our_rule(Family::V4))
+    );
+    let others = message::parse_rule(&bytes(RULE_OF_OTHERS))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        others.to_string(),
+        "priority 77 not from fd00::/8 iif sps0 ipproto 6 dport 3389-3389 lookup 300 \
+         suppress_prefixlength 0 protocol 0 (attribute 0x1d)"
+    );
+    assert_eq!(
+        message::parse_route(&bytes(ROUTE), &names()).unwrap(),
+        Some(our_route(Family::V4, 103))
+    );
+    assert_eq!(
+        message::parse_route(&bytes(FALLBACK), &names()).unwrap(),
+        Some(our_fallback(Family::V6, 103))
+    );
+    // A link that has come since they were listed: known by number alone, and not ours.
+    let route = message::parse_route(&bytes(ROUTE), &Names::new()).unwrap();
+    assert_eq!(route.unwrap().others, [(4, vec![3, 0, 0, 0])]);
+    let address = message::parse_address(&bytes(ADDRESS)).unwrap().unwrap();
+    assert_eq!(
+        (address.link, address.network.to_string(), address.peer),
+        (3, "10.30.0.1/24".to_owned(), None)
+    );
+    let link = message::parse_link(&bytes(LINK)).unwrap().unwrap();
+    assert_eq!(
+        link,
+        Link {
+            index: 3,
+            name: name("sps0"),
+            up: true,
+            running: true,
+            mac: Some("76:eb:e6:d4:23:fc".parse().unwrap()),
+            kind: Some("veth".to_owned()),
+            master: None,
+        }
+    );
+}
+
+proptest::proptest! {
+    /// Whatever bytes come, nothing panics; and a rule or route that can be read at all is the
+    /// same after it was written and read again.
+    #[test]
+    fn what_can_be_read_can_be_written(
+        which in 0_usize..6,
+        damage in proptest::collection::vec(proptest::prelude::any::<(u16, u8)>(), 0..6),
+        length in proptest::option::of(0_usize..128),
+    ) {
+        let mut bytes = bytes([RULE, RULE_OF_OTHERS, ROUTE, FALLBACK, ADDRESS, LINK][which]);
+        for (at, byte) in damage {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] = byte;
+        }
+        bytes.truncate(length.unwrap_or(bytes.len()));
+        let _ = message::parse_link(&bytes);
+        let _ = message::parse_address(&bytes);
+        let _ = message::parse_neighbour(&bytes, 3);
+        let _ = message::parse_answer(&bytes);
+        if let Ok(Some(rule)) = message::parse_rule(&bytes) {
+            let _ = rule.to_string();
+            let written = message::build_rule(&rule);
+            let again = message::parse_rule(written.as_bytes());
+            // Attributes that came twice count once.
+            if let Ok(Some(again)) = again {
+                let twice = message::parse_rule(message::build_rule(&again).as_bytes());
+                proptest::prop_assert_eq!(twice, Ok(Some(again)));
+            }
+        }
+        if let Ok(Some(route)) = message::parse_route(&bytes, &names()) {
+            let _ = route.to_string();
+            let output = route.interface.as_ref().map(|name| if name.as_str() == "lo" { 1 } else { 3 });
+            let written = message::build_route(&route, output);
+            let again = message::parse_route(written.as_bytes(), &names());
+            if let Ok(Some(again)) = again {
+                let written = message::build_route(&again, output);
+                let twice = message::parse_route(written.as_bytes(), &names());
+                proptest::prop_assert_eq!(twice, Ok(Some(again)));
+            }
+        }
+    }
 }
