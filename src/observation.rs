@@ -1,6 +1,6 @@
 //! What is there: the router as plain data, read once before a plan is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -240,6 +240,15 @@ impl Iptables {
             .unwrap_or_default()
     }
 
+    /// The table `mangle` that `iptables-nft` has for this family.
+    #[must_use]
+    pub fn frame(&self, family: Family) -> iptables::Frame {
+        self.program(iptables::Variant::Nft)
+            .and_then(|program| program.families.get(&family))
+            .map(|rules| rules.frame.clone())
+            .unwrap_or_default()
+    }
+
     /// Our set of this name.
     #[must_use]
     pub fn set(&self, name: &str) -> Option<&iptables::Set> {
@@ -268,6 +277,12 @@ pub struct IptablesRules {
     pub ours: iptables::Ruleset,
     /// Whether others have rules there.
     pub others: bool,
+    /// Those chains of `mangle` that hold something of others, or are others'.
+    #[serde(default)]
+    pub busy: BTreeSet<String>,
+    /// The table itself, where it is one of `nf_tables`.
+    #[serde(default)]
+    pub frame: iptables::Frame,
 }
 
 /// The router, as far as it concerns us.

@@ -8,7 +8,7 @@
 pub mod parse;
 pub mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
@@ -109,6 +109,43 @@ impl Ruleset {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hooks.is_empty()
+    }
+}
+
+/// What `iptables-nft` makes before the first rule of a family, and never removes: the table
+/// `mangle`, and those of its base chains that were used. (The kernel's own part, `ip_tables`, has
+/// its tables whole or not at all, and keeps them.)
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Whether the table is there.
+    pub table: bool,
+    /// Its base chains: `PREROUTING`, `FORWARD` and so on.
+    pub chains: BTreeSet<String>,
+}
+
+impl Frame {
+    /// With these base chains too.
+    #[must_use]
+    pub fn with(&self, chains: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            table: true,
+            chains: self.chains.iter().cloned().chain(chains).collect(),
+        }
+    }
+
+    /// What of it is not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            table: self.table && !other.table,
+            chains: self.chains.difference(&other.chains).cloned().collect(),
+        }
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.table && self.chains.is_empty()
     }
 }
 

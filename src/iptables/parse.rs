@@ -21,6 +21,8 @@ pub struct Saved {
     pub ours: Ruleset,
     /// Whether others hold rules, chains or refusing policies in any table.
     pub others: bool,
+    /// Those chains of `mangle` that hold something of others, or are others'.
+    pub busy: BTreeSet<String>,
     /// How often each rule of ours with a comment matched, in order.
     pub counters: Vec<Counter>,
 }
@@ -129,6 +131,9 @@ impl Table {
             } else if policy != "ACCEPT" {
                 // A chain that somebody made, or a policy that somebody set.
                 saved.others = true;
+                if mangle {
+                    saved.busy.insert(chain.to_owned());
+                }
             }
             self.chains.insert(chain.to_owned());
             return Some(());
@@ -165,6 +170,9 @@ impl Table {
         } else {
             *others += 1;
             saved.others = true;
+            if mangle {
+                saved.busy.insert(chain);
+            }
         }
         Some(())
     }
@@ -523,6 +531,8 @@ COMMIT
     fn what_is_ours_is_read_and_what_is_not_is_kept_verbatim() {
         let saved = saved(SAVED).unwrap();
         assert!(saved.others);
+        let busy: Vec<_> = saved.busy.iter().map(String::as_str).collect();
+        assert_eq!(busy, ["PREROUTING", "theirs"]);
         assert_eq!(
             saved.counters.last(),
             Some(&Counter {

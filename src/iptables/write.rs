@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 
 use super::{
-    FORWARD_CHAIN, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset, Set, Side, Target,
+    FORWARD_CHAIN, Frame, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset, Set, Side, Target,
 };
 use crate::net::{Family, IfPattern, PortRange};
 
@@ -229,6 +229,17 @@ pub fn restore_input(from: &Ruleset, to: &Ruleset) -> String {
     input
 }
 
+/// The input that makes `iptables-restore --noflush` of the nft variant make base chains.
+#[must_use]
+pub fn frame_input<'c>(chains: impl IntoIterator<Item = &'c String>) -> String {
+    let mut input = String::from("*mangle\n");
+    for chain in chains {
+        let _ = writeln!(input, ":{chain} ACCEPT [0:0]");
+    }
+    input.push_str("COMMIT\n");
+    input
+}
+
 /// The input that makes `ipset restore` create `set` under `name`, and fill it.
 #[must_use]
 pub fn set_input(set: &Set, name: &str) -> String {
@@ -325,6 +336,34 @@ pub fn commands(iptables: &str, from: &Ruleset, to: &Ruleset) -> Vec<Command> {
         ));
         commands.extend(steps.removed.iter().map(|chain| run(&["-F", chain], None)));
         commands.extend(steps.removed.iter().map(|chain| run(&["-X", chain], None)));
+    }
+    commands
+}
+
+/// The commands that turn one frame into another; `iptables` is the command of the family.
+#[must_use]
+pub fn frame_commands(iptables: &str, family: Family, from: &Frame, to: &Frame) -> Vec<Command> {
+    let (made, gone) = (to.without(from), from.without(to));
+    let mut commands = Vec::new();
+    if !made.is_empty() {
+        commands.push(Command::Feed(
+            vec![format!("{iptables}-restore"), "--noflush".to_owned()],
+            frame_input(&made.chains),
+        ));
+    }
+    let family = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    for chain in &gone.chains {
+        commands.push(Command::Run(words([
+            "nft", "delete", "chain", family, "mangle", chain,
+        ])));
+    }
+    if gone.table {
+        commands.push(Command::Run(words([
+            "nft", "delete", "table", family, "mangle",
+        ])));
     }
     commands
 }

@@ -434,6 +434,16 @@ pub fn summarise(change: &Change) -> String {
                 None => format!("{verb} set"),
             }
         }
+        Change::Frame {
+            command,
+            family,
+            from,
+            to,
+        } => format!(
+            "{} what {} makes of table mangle at its first use",
+            verb(to.without(from).is_empty(), !to.without(from).is_empty()),
+            crate::iptables::command_of(command, *family)
+        ),
         Change::Iptables {
             variant,
             family,

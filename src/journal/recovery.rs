@@ -147,6 +147,24 @@ fn standing(change: &Change, reach: Reach, observed: &Observed) -> Standing {
                 })
             }
         }
+        Change::Frame {
+            command,
+            family,
+            from,
+            ..
+        } => {
+            let now = observed.iptables.frame(*family);
+            if now == *from {
+                Standing::Before
+            } else {
+                Standing::Made(Change::Frame {
+                    command: command.clone(),
+                    family: *family,
+                    from: now,
+                    to: from.clone(),
+                })
+            }
+        }
         Change::Iptables {
             variant,
             command,

@@ -252,7 +252,7 @@ fn perform(router: &mut Observed, change: &Change) {
             assert_eq!(router.nftables, *from);
             router.nftables.clone_from(to);
         }
-        Change::Ipset { .. } | Change::Iptables { .. } => {
+        Change::Ipset { .. } | Change::Frame { .. } | Change::Iptables { .. } => {
             unreachable!("these plans are for nftables")
         }
     }

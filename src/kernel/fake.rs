@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{FailureKind, Kernel, KernelError, Wish};
-use crate::iptables::{Match, Ruleset, Set, Variant};
+use crate::iptables::{Frame, Match, Ruleset, Set, Variant};
 use crate::net::{Family, Route, RouteKind, RouteProtocol, RoutingRule};
 use crate::observation::{Availability, FileContent, IptablesRules, Observed, Sysctl};
 use crate::plan::{Change, names};
@@ -108,6 +108,9 @@ fn make(router: &mut Observed, change: &Change) -> Result<(), KernelError> {
             Ok(())
         }
         Change::Ipset { from, to } => ipset(router, from.as_ref(), to.as_ref()),
+        Change::Frame {
+            family, from, to, ..
+        } => frame(router, *family, from, to),
         Change::Iptables {
             variant,
             family,
@@ -298,6 +301,34 @@ fn uses(rules: &Ruleset, set: &str) -> bool {
     sets(rules).any(|name| name == set)
 }
 
+/// The rules of this variant and family.
+fn rules(
+    router: &mut Observed,
+    variant: Variant,
+    family: Family,
+) -> Result<&mut IptablesRules, KernelError> {
+    (router.iptables.programs.iter_mut())
+        .find(|program| program.variant == variant)
+        .and_then(|program| program.families.get_mut(&family))
+        .ok_or_else(|| refusal("it has no such iptables"))
+}
+
+fn frame(
+    router: &mut Observed,
+    family: Family,
+    from: &Frame,
+    to: &Frame,
+) -> Result<(), KernelError> {
+    expect(from != to, "a change from something to itself")?;
+    let rules = rules(router, Variant::Nft, family)?;
+    expect(rules.frame == *from, "the base chains are not as they were")?;
+    let mut hooks = rules.ours.hooks.iter();
+    let is_in_use = hooks.any(|hook| !to.chains.contains(&hook.chain));
+    expect(!is_in_use, "a base chain is in use")?;
+    rules.frame.clone_from(to);
+    Ok(())
+}
+
 fn iptables(
     router: &mut Observed,
     variant: Variant,
@@ -308,10 +339,10 @@ fn iptables(
     expect(from != to, "a change from something to itself")?;
     let missing = sets(to).find(|name| router.iptables.set(name).is_none());
     expect(missing.is_none(), "a set that it looks into is not there")?;
-    let program = (router.iptables.programs.iter_mut()).find(|program| program.variant == variant);
-    let rules: &mut IptablesRules = program
-        .and_then(|program| program.families.get_mut(&family))
-        .ok_or_else(|| refusal("it has no such iptables"))?;
+    let rules = rules(router, variant, family)?;
+    let is_framed = |chain| variant == Variant::Legacy || rules.frame.chains.contains(chain);
+    let hooks_have_chains = to.hooks.iter().all(|hook| is_framed(&hook.chain));
+    expect(hooks_have_chains, "a base chain is not there")?;
     expect(rules.ours == *from, "the chains are not as they were")?;
     rules.ours.clone_from(to);
     Ok(())

@@ -13,12 +13,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-use super::netlink::{Netlink, Payload, Protocol};
+use super::netlink::{Malformed, Message, Netlink, NetlinkError, Payload, Protocol, attributes};
 use super::process::{self, Output};
 use super::{FailureKind, KernelError};
 use crate::iptables::parse::{self, Saved};
 use crate::iptables::{
-    Match, PREROUTING_CHAIN, Ruleset, Set, Target, Variant, Version, command_of, write,
+    Frame, Match, PREROUTING_CHAIN, Ruleset, Set, Target, Variant, Version, command_of, write,
 };
 use crate::net::Family;
 use crate::nft::abi;
@@ -123,7 +123,17 @@ fn rules(command: &str, variant: Variant, family: Family) -> Result<IptablesRule
         Variant::Nft => saved(command),
     };
     match read {
-        Ok(Saved { ours, others, .. }) => Ok(IptablesRules { ours, others }),
+        Ok(Saved {
+            ours, others, busy, ..
+        }) => Ok(IptablesRules {
+            ours,
+            others,
+            busy,
+            frame: match variant {
+                Variant::Legacy => Frame::default(),
+                Variant::Nft => frame(family)?,
+            },
+        }),
         // A dry-run by somebody who may not see them: as if there were none.
         Err(error) if error.kind == FailureKind::NotPermitted => Ok(IptablesRules::default()),
         Err(error) => Err(error),
@@ -159,17 +169,124 @@ pub fn may_hold_ours() -> Result<bool, KernelError> {
     Ok(false)
 }
 
-/// Whether the table that `iptables-nft` keeps in `nf_tables` has our chain.
-fn nft_has_ours(family: Family) -> Result<bool, KernelError> {
-    // `AF_INET`, `AF_INET6`
-    let number = match family {
+/// `AF_INET`, `AF_INET6`.
+fn number(family: Family) -> u8 {
+    match family {
         Family::V4 => 2,
         Family::V6 => 10,
-    };
-    let name = |name: &str| [name.as_bytes(), &[0]].concat();
-    let chain = Payload::new(&[number, 0, 0, 0])
-        .with(abi::chain::TABLE, &name(TABLE))
-        .with(abi::chain::NAME, &name(PREROUTING_CHAIN));
+    }
+}
+
+/// `text` as the kernel's interface has it.
+fn c_string(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+/// Our table's frame as `nf_tables` has it: `iptables-nft-save` shows what is not there, too.
+fn frame(family: Family) -> Result<Frame, KernelError> {
+    let chains = Netlink::open(Protocol::Netfilter).and_then(|mut socket| {
+        let about = Payload::new(&[number(family), 0, 0, 0]);
+        let table = about.clone().with(abi::table::NAME, &c_string(TABLE));
+        match socket.ask(abi::message::GET_TABLE, 0, &table, |_| Ok(Some(()))) {
+            Ok(_) => {}
+            Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        socket
+            .dump(abi::message::GET_CHAIN, &about, base_chain)
+            .map(|chains| Some(chains.into_iter().collect()))
+    });
+    match chains {
+        Ok(None) => Ok(Frame::default()),
+        Ok(Some(chains)) => Ok(Frame {
+            table: true,
+            chains,
+        }),
+        Err(error) => Err(error.during("cannot list the base chains made with iptables")),
+    }
+}
+
+/// The name of a base chain of our table, if it is one.
+fn base_chain(message: Message<'_>) -> Result<Option<String>, Malformed> {
+    let rest = message
+        .payload
+        .get(4..)
+        .ok_or(Malformed("chain: no header"))?;
+    let (mut name, mut is_base, mut is_in_table) = (None, false, false);
+    for attribute in attributes(rest) {
+        let attribute = attribute?;
+        match attribute.kind {
+            abi::chain::TABLE => is_in_table = attribute.text() == TABLE,
+            abi::chain::NAME => name = Some(attribute.text()),
+            abi::chain::HOOK => is_base = true,
+            _ => {}
+        }
+    }
+    Ok(name.filter(|_| is_base && is_in_table))
+}
+
+/// Makes and removes base chains. The kernel refuses to remove what holds rules by then, and
+/// that stays.
+fn change_frame(family: Family, from: &Frame, to: &Frame) -> Result<(), KernelError> {
+    let (made, gone) = (to.without(from), from.without(to));
+    if !made.is_empty() {
+        let input = write::frame_input(&made.chains);
+        restore(Variant::Nft, family, &input, false)?;
+    }
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let action = || format!("cannot remove the empty {family} table `{TABLE}`");
+    let removed = Netlink::open(Protocol::Netfilter).and_then(|mut socket| {
+        let about = Payload::new(&[number(family), 0, 0, 0]);
+        let chains = gone.chains.iter().map(|chain| {
+            let payload = about.clone().with(abi::chain::TABLE, &c_string(TABLE));
+            let payload = payload.with(abi::chain::NAME, &c_string(chain));
+            (abi::message::DELETE_CHAIN, payload)
+        });
+        let table = gone.table.then(|| {
+            let payload = about.clone().with(abi::table::NAME, &c_string(TABLE));
+            (abi::message::DELETE_TABLE, payload)
+        });
+        // One after another: where a chain is in use by now, so is the table.
+        for (kind, payload) in chains.chain(table) {
+            let batch = batch(&mut socket, kind, &payload)?;
+            let answer = socket.batch(&batch)?;
+            if let Some(refusal) = answer
+                .refusals
+                .into_iter()
+                .find(|refusal| !matches!(refusal.errno, Errno::EBUSY | Errno::ENOENT))
+            {
+                return Err(NetlinkError::Refused(refusal));
+            }
+        }
+        Ok(())
+    });
+    removed.map_err(|error| error.during(action()))
+}
+
+/// A transaction of one message.
+fn batch(socket: &mut Netlink, kind: u16, payload: &Payload) -> Result<Vec<u8>, NetlinkError> {
+    // `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_NONREC`: not with what is in it.
+    const REQUEST: u16 = 1;
+    const ACKNOWLEDGE: u16 = 4;
+    const ALONE: u16 = 0x100;
+    let [high, low] = abi::SUBSYSTEM.to_be_bytes();
+    let ends = Payload::new(&[0, 0, high, low]);
+    let first = socket.reserve_sequences(3);
+    Ok([
+        ends.message(abi::BATCH_BEGIN, REQUEST, first)?,
+        payload.message(kind, REQUEST | ACKNOWLEDGE | ALONE, first + 1)?,
+        ends.message(abi::BATCH_END, REQUEST, first + 2)?,
+    ]
+    .concat())
+}
+
+/// Whether the table that `iptables-nft` keeps in `nf_tables` has our chain.
+fn nft_has_ours(family: Family) -> Result<bool, KernelError> {
+    let chain = Payload::new(&[number(family), 0, 0, 0])
+        .with(abi::chain::TABLE, &c_string(TABLE))
+        .with(abi::chain::NAME, &c_string(PREROUTING_CHAIN));
     let asked = Netlink::open(Protocol::Netfilter)
         .and_then(|mut socket| socket.ask(abi::message::GET_CHAIN, 0, &chain, |_| Ok(Some(()))));
     match asked {
@@ -264,6 +381,9 @@ fn ipset() -> Result<(Availability, Vec<Set>), KernelError> {
 pub fn perform(change: &Change) -> Result<(), KernelError> {
     match change {
         Change::Ipset { from, to } => swap_sets(from.as_ref(), to.as_ref()),
+        Change::Frame {
+            family, from, to, ..
+        } => change_frame(*family, from, to),
         Change::Iptables {
             variant,
             family,
@@ -282,6 +402,11 @@ fn commit(
     to: &Ruleset,
     test: bool,
 ) -> Result<(), KernelError> {
+    restore(variant, family, &write::restore_input(from, to), test)
+}
+
+/// Feeds `iptables-restore`.
+fn restore(variant: Variant, family: Family, input: &str, test: bool) -> Result<(), KernelError> {
     let (command, version) = commands()?
         .into_iter()
         .find_map(|(command, version, found)| (found == variant).then_some((command, version)))
@@ -301,7 +426,6 @@ fn commit(
     if test {
         arguments.push("--test");
     }
-    let input = write::restore_input(from, to);
     let output = patiently(|| process::run(&program, &arguments, input.as_bytes(), PATIENCE))?;
     if output.status.success() {
         return Ok(());

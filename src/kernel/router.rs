@@ -129,7 +129,9 @@ impl Kernel for Router {
                     ..KernelError::because("cannot change nftables rules", why.clone())
                 }),
             },
-            Change::Ipset { .. } | Change::Iptables { .. } => iptables::perform(change),
+            Change::Ipset { .. } | Change::Frame { .. } | Change::Iptables { .. } => {
+                iptables::perform(change)
+            }
         }
     }
 

@@ -3,11 +3,14 @@
 //! Everything else of ours is known by its marks of ownership and simply removed; a
 //! sysctl has no owner, so its old value must be remembered.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Plan};
+use crate::iptables::Frame;
+use crate::net::Family;
 use crate::observation::Sysctl;
 
 /// Originals of what we changed and did not make.
@@ -17,6 +20,9 @@ pub struct Ledger {
     pub sysctls: Vec<Kept>,
     /// Directories that we made, in the order in which we made them.
     pub directories: Vec<PathBuf>,
+    /// What `iptables-nft` made for our rules, by family.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub frames: BTreeMap<Family, Frame>,
 }
 
 /// A setting that we wrote.
@@ -54,10 +60,24 @@ impl Ledger {
                 } => {
                     after.directories.retain(|made| made != path);
                 }
+                Change::Frame {
+                    family, from, to, ..
+                } => after.framed(*family, from, to),
                 _ => {}
             }
         }
         after
+    }
+
+    fn framed(&mut self, family: Family, from: &Frame, to: &Frame) {
+        let made = to.without(from);
+        let mut ours = self.frames.remove(&family).unwrap_or_default();
+        ours.table |= made.table;
+        ours.chains.extend(made.chains);
+        let ours = ours.without(&from.without(to));
+        if !ours.is_empty() {
+            self.frames.insert(family, ours);
+        }
     }
 
     fn wrote(&mut self, sysctl: &Sysctl, from: &str, to: &str) {

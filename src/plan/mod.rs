@@ -82,6 +82,17 @@ pub enum Change {
         /// What is to be there.
         to: Option<iptables::Set>,
     },
+    /// The empty table and base chains in which `iptables-nft` has its rules.
+    Frame {
+        /// The command a person would type for it, IPv4's.
+        command: String,
+        /// IPv4 or IPv6.
+        family: Family,
+        /// What is there.
+        from: iptables::Frame,
+        /// What is to be there. What somebody else uses by then stays.
+        to: iptables::Frame,
+    },
     /// Our iptables chains of one family, in one commit.
     Iptables {
         /// For which packet filter.
@@ -121,6 +132,17 @@ impl Change {
             },
             Self::Nftables { from, to } => Self::Nftables { from: to, to: from },
             Self::Ipset { from, to } => Self::Ipset { from: to, to: from },
+            Self::Frame {
+                command,
+                family,
+                from,
+                to,
+            } => Self::Frame {
+                command,
+                family,
+                from: to,
+                to: from,
+            },
             Self::Iptables {
                 variant,
                 command,

@@ -1,8 +1,8 @@
 //! The packet rules: which packet filter is to hold them, and the changes that take them
 //! there, whichever holds them now.
 
-use super::Change;
 use super::planner::Finding;
+use super::{Change, Ledger};
 use crate::iptables::Variant;
 use crate::net::Family;
 use crate::observation::{Availability, Iptables, IptablesProgram, Observed};
@@ -98,6 +98,7 @@ fn program(iptables: &Iptables) -> Result<&IptablesProgram, (String, String)> {
 pub fn changes(
     policy: &Policy,
     observed: &Observed,
+    ledger: &Ledger,
 ) -> Result<(Vec<Change>, Vec<Finding>), Finding> {
     let mut warnings = Vec::new();
     let (mut table, mut chains) = (None, None);
@@ -126,9 +127,12 @@ pub fn changes(
     // What comes stands before what goes: while both are in force they say the same.
     let mut changes = sets_to_make(&rendered, &observed.iptables);
     let (makes, removals) = chains_to_change(variant, &rendered, &observed.iptables);
+    let (frames, bare_frames) = frames(variant, &rendered, &observed.iptables, ledger);
+    changes.extend(frames);
     changes.extend(makes);
     changes.extend(nftables(observed.nftables.clone(), table));
     changes.extend(removals);
+    changes.extend(bare_frames);
     changes.extend(sets_to_remove(&rendered, &observed.iptables));
     Ok((changes, warnings))
 }
@@ -176,6 +180,49 @@ fn chains_to_change(
                 from: found.ours.clone(),
                 to,
             });
+        }
+    }
+    (makes, removals)
+}
+
+/// What `iptables-nft` needs around our rules, and what it made for them and nobody uses.
+fn frames(
+    wanted: Option<Variant>,
+    rendered: &Rendered,
+    iptables: &Iptables,
+    ledger: &Ledger,
+) -> (Vec<Change>, Vec<Change>) {
+    let (mut makes, mut removals) = (Vec::new(), Vec::new());
+    let Some(program) = iptables.program(Variant::Nft) else {
+        return (makes, removals);
+    };
+    for (family, found) in &program.families {
+        let change = |to| Change::Frame {
+            command: program.command.clone(),
+            family: *family,
+            from: found.frame.clone(),
+            to,
+        };
+        let ruleset = rendered
+            .rulesets
+            .get(family)
+            .filter(|_| wanted == Some(Variant::Nft));
+        if let Some(ruleset) = ruleset {
+            let hooks = ruleset.hooks.iter().map(|hook| hook.chain.clone());
+            let to = found.frame.with(hooks);
+            if to != found.frame {
+                makes.push(change(to));
+            }
+        } else if let Some(ours) = ledger.frames.get(family) {
+            let mut unused = ours.clone();
+            unused.chains.retain(|chain| !found.busy.contains(chain));
+            let mut to = found.frame.without(&unused);
+            // A table stays that has anything in it.
+            to.table =
+                found.frame.table && !(ours.table && to.chains.is_empty() && found.busy.is_empty());
+            if to != found.frame {
+                removals.push(change(to));
+            }
         }
     }
     (makes, removals)

@@ -417,7 +417,7 @@ impl Planner<'_> {
     }
 
     fn packets(&mut self) -> Vec<Change> {
-        match packets::changes(self.policy, self.observed) {
+        match packets::changes(self.policy, self.observed, self.ledger) {
             Ok((changes, warnings)) => {
                 self.planned.warnings.extend(warnings);
                 changes

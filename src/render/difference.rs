@@ -150,6 +150,27 @@ pub fn difference(change: &Change) -> Difference {
             }
             difference
         }
+        Change::Frame {
+            command,
+            family,
+            from,
+            to,
+        } => {
+            let action = match (to.without(from).is_empty(), from.without(to).is_empty()) {
+                (false, true) => Action::Add,
+                (true, false) => Action::Remove,
+                _ => Action::Change,
+            };
+            let command = command_of(command, *family);
+            Difference {
+                action,
+                object: "iptables",
+                subject: format!("the empty table mangle of {command}"),
+                from: None,
+                to: None,
+                parts: Vec::new(),
+            }
+        }
         Change::Iptables {
             command,
             family,

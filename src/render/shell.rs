@@ -91,6 +91,12 @@ pub fn purpose(change: &Change) -> String {
             "Other networks in that set, swapped in one step.".to_owned()
         }
         Change::Ipset { .. } => "Remove a set that no rule looks into any more.".to_owned(),
+        Change::Frame { from, to, .. } if from.without(to).is_empty() => {
+            "What iptables makes of its table at its first use, in `nf_tables`.".to_owned()
+        }
+        Change::Frame { .. } => {
+            "Remove what iptables made of its table, for nobody else uses it.".to_owned()
+        }
         Change::Iptables {
             family, from, to, ..
         } => match (from.is_empty(), to.is_empty()) {
@@ -131,6 +137,15 @@ pub fn commands(change: &Change) -> String {
         Change::Sysctl { sysctl, to, .. } => setting(sysctl, to),
         Change::Nftables { from, to } => nftables(from.as_ref(), to.as_ref()),
         Change::Ipset { from, to } => typed(write::set_commands(from.as_ref(), to.as_ref())),
+        Change::Frame {
+            command,
+            family,
+            from,
+            to,
+        } => {
+            let command = command_of(command, *family);
+            typed(write::frame_commands(&command, *family, from, to))
+        }
         Change::Iptables {
             command,
             family,
