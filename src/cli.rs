@@ -226,6 +226,13 @@ pub struct Status {
     /// For machines
     #[arg(long)]
     pub json: bool,
+    /// For `node_exporter`'s textfile collector
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+    /// Draw it again and again, with rates, every so many seconds (or `500ms`, `10s`, `1m`)
+    #[arg(long, value_name = "TIME", value_parser = interval, num_args = 0..=1,
+        default_missing_value = "2", conflicts_with_all = ["json", "prometheus"])]
+    pub watch: Option<Duration>,
 }
 
 /// `redirect check`.
@@ -273,6 +280,19 @@ pub enum Format {
     Shell,
     /// The plan as JSON
     Json,
+}
+
+/// Reads a duration, in milliseconds too; at least a tenth of a second.
+fn interval(text: &str) -> Result<Duration, String> {
+    let read = match text.strip_suffix("ms").map(str::parse) {
+        Some(Ok(milliseconds)) => Duration::from_millis(milliseconds),
+        Some(Err(_)) => return Err("a whole number is wanted".to_owned()),
+        None => duration(text)?,
+    };
+    if read < Duration::from_millis(100) {
+        return Err("at least 100ms".to_owned());
+    }
+    Ok(read)
 }
 
 /// Reads an address, with or without a port.

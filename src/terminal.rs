@@ -4,6 +4,9 @@
 //! who goes away (`| head`) is no error. Colour is used on a terminal only, never alone.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::Failure;
 
@@ -56,6 +59,21 @@ impl Terminal {
             colour_err: wanted && io::stderr().is_terminal(),
             quiet,
         }
+    }
+
+    /// Whether standard output is a terminal, which can be drawn on again.
+    #[must_use]
+    pub fn is_drawn_on(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Whether somebody still reads standard output: a pipe's reader may have gone.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        let stdout = io::stdout();
+        let mut asked = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        let answered = poll(&mut asked, PollTimeout::ZERO);
+        !matches!(answered, Ok(1..))
     }
 
     /// Whether standard output takes colour.

@@ -1,6 +1,7 @@
 //! `redirect status`: whether what was applied is in place.
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -10,22 +11,48 @@ use crate::engine::policy_in_force;
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
 use crate::kernel::router::Router;
-use crate::kernel::{Kernel, KernelError, Wish};
+use crate::kernel::{Kernel, KernelError, Wish, live};
 use crate::plan::planner::{self, Stage};
 use crate::policy::Name;
 use crate::render::difference::{self, Action, Difference};
 use crate::render::json;
+use crate::render::status::{self, Numbers};
 use crate::terminal::{Style, Terminal, paint};
 
 pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
+    let Some(every) = args.watch else {
+        return show(args, terminal, None).map(|(exit, _)| exit);
+    };
+    // Until Ctrl-C, or until nobody reads any more.
+    let mut before: Option<(Numbers, Instant)> = None;
+    while terminal.is_read() {
+        let begun = Instant::now();
+        let earlier = before
+            .as_ref()
+            .map(|(numbers, at)| (numbers, begun.duration_since(*at)));
+        let (_, numbers) = show(args, terminal, earlier)?;
+        before = Some((numbers, begun));
+        std::thread::sleep(every.saturating_sub(begun.elapsed()));
+    }
+    Ok(Exit::Done)
+}
+
+/// Shows it once. `before`: the numbers of so long ago.
+fn show(
+    args: &Status,
+    terminal: &Terminal,
+    before: Option<(&Numbers, Duration)>,
+) -> Result<(Exit, Numbers), Failure> {
     let (journal, holder) = Journal::read_with_holder(&Location::new(journal::DIRECTORY)?)?;
     let now =
         confirm::uptime().map_err(|error| KernelError::io("cannot read `/proc/uptime`", error))?;
     let condition = journal.condition(now, holder.is_some());
     let policy = policy_in_force(&journal)?;
-    let observed = Router::open()?.observe(&Wish {
+    let mut router = Router::open()?;
+    let observed = router.observe(&Wish {
         policies: &[&policy],
     })?;
+    let numbers = live::numbers(&policy, &observed, &mut router)?;
     let ledger = &journal.in_force().ledger;
     let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
     let drift = difference::differences(&planned.plan);
@@ -45,8 +72,19 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
             "drift": drift,
             "draining": in_force.draining,
             "transaction": transaction(condition),
+            "redirects": numbers.redirects,
+            "appliances": numbers.appliances,
         })))?;
-        return Ok(exit);
+        return Ok((exit, numbers));
+    }
+    if args.prometheus {
+        let state = status::State {
+            policy: in_force.policy.as_ref().map(journal::Digest::as_str),
+            in_sync: drift.is_empty(),
+            drift: drift.len(),
+        };
+        terminal.data(&status::prometheus(state, &numbers))?;
+        return Ok((exit, numbers));
     }
     let mut text = match digest {
         Some(digest) => format!(
@@ -77,8 +115,22 @@ pub(super) fn run(args: &Status, terminal: &Terminal) -> Result<Exit, Failure> {
         let state = paint(terminal.colour_out(), style, &format!("{state:<9}"));
         _ = writeln!(text, "{state} {object:<9} {subject}");
     }
+    text.push_str(&status::picture(
+        &policy,
+        &numbers,
+        before,
+        terminal.colour_out(),
+    ));
+    if args.watch.is_some() {
+        text = if terminal.is_drawn_on() {
+            // Home, and away with what was there.
+            format!("\x1b[H\x1b[2J{text}")
+        } else {
+            format!("{text}\n")
+        };
+    }
     terminal.data(&text)?;
-    Ok(exit)
+    Ok((exit, numbers))
 }
 
 /// The last transaction, for machines.

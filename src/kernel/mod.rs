@@ -4,6 +4,7 @@ pub mod conntrack;
 pub mod fake;
 pub mod files;
 pub mod iptables;
+pub mod live;
 pub mod names;
 pub mod netlink;
 pub mod nftables;

@@ -3,3 +3,4 @@
 pub mod difference;
 pub mod json;
 pub mod shell;
+pub mod status;

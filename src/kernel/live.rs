@@ -1,0 +1,115 @@
+//! What goes through the redirects right now: counters, connections, neighbours.
+
+use std::collections::BTreeMap;
+
+use super::conntrack::Conntrack;
+use super::route::NeighbourState;
+use super::router::Router;
+use super::{KernelError, iptables};
+use crate::net::Family;
+use crate::observation::Observed;
+use crate::policy::Policy;
+use crate::render::status::{
+    ApplianceNumbers, NextHop, Numbers, RedirectNumbers, Traffic, comments,
+};
+use crate::rules::seal_comment;
+
+/// Reads all numbers of `policy`, which is in force.
+///
+/// # Errors
+/// If counters or neighbours cannot be read.
+pub fn numbers(
+    policy: &Policy,
+    observed: &Observed,
+    router: &mut Router,
+) -> Result<Numbers, KernelError> {
+    let counted = counters(observed, router)?;
+    let of = |comment: &str| counted.get(comment).copied().unwrap_or_default();
+    let mut numbers = Numbers::default();
+    for redirect in &policy.redirects {
+        let (clients, appliance) = comments(redirect);
+        let mark = policy
+            .appliance_of(redirect)
+            .map(|appliance| appliance.mark);
+        let connections = Conntrack::open().and_then(|mut connections| {
+            connections.count(mark, |connection| {
+                connection.is_established_tcp()
+                    && redirect.servers.contains(connection.destination)
+                    && redirect.ports.contains(connection.destination_port)
+            })
+        });
+        numbers.redirects.push(RedirectNumbers {
+            redirect: redirect.name.to_string(),
+            from_clients: of(&clients),
+            from_appliance: appliance.map(|comment| of(&comment)),
+            connections: connections.ok(),
+        });
+    }
+    for (index, appliance) in policy.appliances.iter().enumerate() {
+        let neighbours = match observed.link(&appliance.interface) {
+            Some(link) => router.routing().neighbours(link)?,
+            None => Vec::new(),
+        };
+        let next_hops = appliance
+            .addresses
+            .iter()
+            .filter(|address| policy.uses(index, Family::of(**address)))
+            .map(|address| {
+                let found = neighbours.iter().find(|found| found.address == *address);
+                NextHop {
+                    address: *address,
+                    interface: appliance.interface.to_string(),
+                    state: found.map(|found| state(found.state).to_owned()),
+                    usable: found.map(|found| found.state.is_usable()),
+                }
+            });
+        numbers.appliances.push(ApplianceNumbers {
+            appliance: appliance.name.to_string(),
+            sealed: of(&seal_comment(appliance)),
+            next_hops: next_hops.collect(),
+        });
+    }
+    Ok(numbers)
+}
+
+fn state(state: NeighbourState) -> &'static str {
+    match state {
+        NeighbourState::Incomplete => "incomplete",
+        NeighbourState::Reachable => "reachable",
+        NeighbourState::Stale => "stale",
+        NeighbourState::Delay => "delay",
+        NeighbourState::Probe => "probe",
+        NeighbourState::Failed => "failed",
+        NeighbourState::NoArp => "noarp",
+        NeighbourState::Permanent => "permanent",
+        NeighbourState::Other(_) => "unknown",
+    }
+}
+
+/// What our rules counted, by comment, whichever packet filter holds them.
+fn counters(
+    observed: &Observed,
+    router: &mut Router,
+) -> Result<BTreeMap<String, Traffic>, KernelError> {
+    let mut counted: BTreeMap<String, Traffic> = BTreeMap::new();
+    let mut add = |comment: &str, packets: u64, bytes: u64| {
+        let sum = counted.entry(comment.to_owned()).or_default();
+        sum.packets += packets;
+        sum.bytes += bytes;
+    };
+    if observed.nftables.is_some()
+        && let Some(packets) = router.packets()
+    {
+        for (_, comment, count) in packets.counters()?.iter() {
+            if let Some(comment) = comment {
+                add(comment, count.packets, count.bytes);
+            }
+        }
+    }
+    for program in &observed.iptables.programs {
+        for counter in iptables::counters(program)? {
+            add(&counter.comment, counter.packets, counter.bytes);
+        }
+    }
+    Ok(counted)
+}

@@ -1,0 +1,475 @@
+//! What goes through the redirects right now: as a picture, as JSON, as metrics.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::net::{Family, Networks};
+use crate::policy::{Policy, Redirect};
+use crate::rules::Leg;
+use crate::terminal::{Style, paint};
+
+/// Packets and bytes, IP headers included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A redirect's numbers, since its packet rules were last changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RedirectNumbers {
+    /// Its name.
+    pub redirect: String,
+    /// What clients sent, towards the appliance.
+    pub from_clients: Traffic,
+    /// What the appliance sent to servers with clients' addresses; none without `snat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_appliance: Option<Traffic>,
+    /// Tracked TCP connections that bear its appliance's mark now. With `snat` those that the
+    /// appliance opened itself are among them, unless it uses the client's port, too.
+    pub connections: Option<usize>,
+}
+
+/// An appliance's numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ApplianceNumbers {
+    /// Its name.
+    pub appliance: String,
+    /// Packets that would have passed it by and were refused.
+    pub sealed: Traffic,
+    /// Its addresses as neighbours.
+    pub next_hops: Vec<NextHop>,
+}
+
+/// An appliance as a neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NextHop {
+    /// Its address.
+    pub address: IpAddr,
+    /// Where it is.
+    pub interface: String,
+    /// What the kernel knows of it: `reachable`, `stale`, `failed`, …; none: not asked lately.
+    pub state: Option<String>,
+    /// Whether packets can be sent to it now; none: not known.
+    pub usable: Option<bool>,
+}
+
+/// All numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Numbers {
+    /// In the policy's order.
+    pub redirects: Vec<RedirectNumbers>,
+    /// In the policy's order.
+    pub appliances: Vec<ApplianceNumbers>,
+}
+
+/// How a redirect's rules are found again among the counters.
+#[must_use]
+pub fn comments(redirect: &Redirect) -> (String, Option<String>) {
+    let appliance = redirect.snat.then(|| Leg::Appliance.comment(redirect));
+    (Leg::Clients.comment(redirect), appliance)
+}
+
+/// The picture, a few lines a redirect. With `before`, numbers of so long ago, rates are shown.
+#[must_use]
+pub fn picture(
+    policy: &Policy,
+    numbers: &Numbers,
+    before: Option<(&Numbers, Duration)>,
+    colour: bool,
+) -> String {
+    let mut text = String::new();
+    for (index, redirect) in policy.redirects.iter().enumerate() {
+        let Some(appliance) = policy.appliance_of(redirect) else {
+            continue;
+        };
+        let clients: Vec<String> = redirect
+            .client_interfaces
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let ports: Vec<String> = redirect.ports.iter().map(ToString::to_string).collect();
+        _ = writeln!(
+            text,
+            "\n{}\n  clients on {} ──► {} on {} ──► {} port {}",
+            paint(
+                colour,
+                Style::Bold,
+                &format!("redirect `{}`", redirect.name)
+            ),
+            clients.join(", "),
+            appliance.name,
+            appliance.interface,
+            networks(&redirect.servers),
+            ports.join(", ")
+        );
+        let Some(found) = numbers.redirects.get(index) else {
+            continue;
+        };
+        let earlier = before.and_then(|(numbers, ago)| Some((numbers.redirects.get(index)?, ago)));
+        let line = |what: &str, now: Traffic, then: Option<(Traffic, Duration)>| {
+            let rate = then.map_or_else(String::new, |(then, ago)| rate(now, then, ago));
+            format!("  {what:<20} {}{rate}\n", traffic(now))
+        };
+        text.push_str(&line(
+            "from clients",
+            found.from_clients,
+            earlier.map(|(then, ago)| (then.from_clients, ago)),
+        ));
+        if let Some(now) = found.from_appliance {
+            let then = earlier.and_then(|(then, ago)| Some((then.from_appliance?, ago)));
+            text.push_str(&line("from the appliance", now, then));
+        }
+        let connections = found.connections.map_or_else(
+            || "not known".to_owned(),
+            |count| format!("{count:>10} open"),
+        );
+        _ = writeln!(text, "  {:<20} {connections}", "connections");
+    }
+    for (index, found) in numbers.appliances.iter().enumerate() {
+        let heading = format!("appliance `{}`", found.appliance);
+        _ = writeln!(text, "\n{}", paint(colour, Style::Bold, &heading));
+        for hop in &found.next_hops {
+            let (state, style) = match (&hop.state, hop.usable) {
+                (Some(state), Some(true)) => (state.as_str(), Style::Good),
+                (Some(state), _) => (state.as_str(), Style::Error),
+                (None, _) => ("not asked lately", Style::Dim),
+            };
+            _ = writeln!(
+                text,
+                "  next hop             {} dev {}: {}",
+                hop.address,
+                hop.interface,
+                paint(colour, style, state)
+            );
+        }
+        let then =
+            before.and_then(|(numbers, ago)| Some((numbers.appliances.get(index)?.sealed, ago)));
+        let rate = then.map_or_else(String::new, |(then, ago)| rate(found.sealed, then, ago));
+        let line = format!("{}{rate}", traffic(found.sealed));
+        let style = if found.sealed.packets == 0 {
+            Style::Dim
+        } else {
+            Style::Warning
+        };
+        _ = writeln!(
+            text,
+            "  {:<20} {}",
+            "sealed off",
+            paint(colour, style, &line)
+        );
+    }
+    text
+}
+
+/// The first networks, and how many more there are.
+fn networks(servers: &Networks) -> String {
+    const SHOWN: usize = 3;
+    let v4 = servers.v4.iter().flat_map(|range| range.prefixes());
+    let v6 = servers.v6.iter().flat_map(|range| range.prefixes());
+    let mut all = v4.chain(v6);
+    let shown: Vec<String> = all
+        .by_ref()
+        .take(SHOWN)
+        .map(|net| net.to_string())
+        .collect();
+    match all.count() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn traffic(traffic: Traffic) -> String {
+    format!(
+        "{:>10} packets  {:>10}",
+        traffic.packets,
+        bytes(traffic.bytes)
+    )
+}
+
+/// `1.2 MB`, in powers of 1000.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut unit = 0;
+    let mut scaled = bytes;
+    let mut rest = 0;
+    while scaled >= 1000 && unit + 1 < UNITS.len() {
+        rest = scaled % 1000 / 100;
+        scaled /= 1000;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 {
+        format!("{scaled} {name}")
+    } else {
+        format!("{scaled}.{rest} {name}")
+    }
+}
+
+/// A second's worth of what came since; counters that were set back count from 0.
+fn rate(now: Traffic, then: Traffic, ago: Duration) -> String {
+    let milliseconds = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).max(1);
+    let a_second = |now: u64, then: u64| {
+        let since = now.checked_sub(then).unwrap_or(now);
+        since.saturating_mul(1000) / milliseconds
+    };
+    format!(
+        "  {:>8} packets/s  {:>10}/s",
+        a_second(now.packets, then.packets),
+        bytes(a_second(now.bytes, then.bytes))
+    )
+}
+
+/// What is not a number of the kernel's.
+#[derive(Debug, Clone, Copy)]
+pub struct State<'a> {
+    /// The digest of the policy in force.
+    pub policy: Option<&'a str>,
+    /// Whether everything is in place.
+    pub in_sync: bool,
+    /// How many objects are missing, changed or left over.
+    pub drift: usize,
+}
+
+/// For `node_exporter`'s textfile collector (the text format of Prometheus, version 0.0.4).
+#[must_use]
+pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
+        if samples.is_empty() {
+            return;
+        }
+        _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            _ = writeln!(text, "{name}{labels} {value}");
+        }
+    };
+    let policy = state.policy.unwrap_or_default();
+    metric(
+        "redirect_policy_info",
+        "gauge",
+        "The policy in force, by the digest of its text; 0 if none is.",
+        vec![(
+            label(&[("digest", policy)]),
+            u64::from(state.policy.is_some()),
+        )],
+    );
+    metric(
+        "redirect_in_sync",
+        "gauge",
+        "1 if everything that was applied is in place.",
+        vec![(String::new(), u64::from(state.in_sync))],
+    );
+    let drift = u64::try_from(state.drift).unwrap_or(u64::MAX);
+    metric(
+        "redirect_drift_objects",
+        "gauge",
+        "Objects that are missing, changed or left over.",
+        vec![(String::new(), drift)],
+    );
+    for (name, help, of) in [
+        (
+            "redirect_packets_total",
+            "Packets that a redirect took, by who sent them.",
+            (|traffic| traffic.packets) as fn(Traffic) -> u64,
+        ),
+        (
+            "redirect_bytes_total",
+            "Bytes of these packets, IP headers included.",
+            |traffic| traffic.bytes,
+        ),
+    ] {
+        let mut samples = Vec::new();
+        for found in &numbers.redirects {
+            let mut sample = |from: &str, traffic: Traffic| {
+                let labels = label(&[("redirect", &found.redirect), ("from", from)]);
+                samples.push((labels, of(traffic)));
+            };
+            sample("clients", found.from_clients);
+            if let Some(traffic) = found.from_appliance {
+                sample("appliance", traffic);
+            }
+        }
+        metric(name, "counter", help, samples);
+    }
+    let connections = numbers.redirects.iter().filter_map(|found| {
+        let count = u64::try_from(found.connections?).ok()?;
+        Some((label(&[("redirect", &found.redirect)]), count))
+    });
+    metric(
+        "redirect_connections",
+        "gauge",
+        "Tracked connections of a redirect that bear its appliance's mark.",
+        connections.collect(),
+    );
+    for (name, help, of) in [
+        (
+            "redirect_sealed_packets_total",
+            "Packets that would have passed the appliance by, and were refused.",
+            (|traffic| traffic.packets) as fn(Traffic) -> u64,
+        ),
+        (
+            "redirect_sealed_bytes_total",
+            "Bytes of these packets.",
+            |traffic| traffic.bytes,
+        ),
+    ] {
+        let samples = numbers
+            .appliances
+            .iter()
+            .map(|found| (label(&[("appliance", &found.appliance)]), of(found.sealed)));
+        metric(name, "counter", help, samples.collect());
+    }
+    let hops = numbers.appliances.iter().flat_map(|found| {
+        found.next_hops.iter().filter_map(|hop| {
+            let labels = [
+                ("appliance", found.appliance.as_str()),
+                (
+                    "family",
+                    match Family::of(hop.address) {
+                        Family::V4 => "ipv4",
+                        Family::V6 => "ipv6",
+                    },
+                ),
+            ];
+            Some((label(&labels), u64::from(hop.usable?)))
+        })
+    });
+    metric(
+        "redirect_next_hop_usable",
+        "gauge",
+        "1 if the kernel knows the appliance as a neighbour; absent while it has not asked.",
+        hops.collect(),
+    );
+    text
+}
+
+fn label(labels: &[(&str, &str)]) -> String {
+    let pairs: Vec<String> = labels
+        .iter()
+        .map(|(name, value)| {
+            let value = value
+                .replace('\\', r"\\")
+                .replace('"', "\\\"")
+                .replace('\n', r"\n");
+            format!("{name}=\"{value}\"")
+        })
+        .collect();
+    format!("{{{}}}", pairs.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{self, Source};
+
+    fn policy() -> Policy {
+        let text = r#"
+            version = 1
+            [appliance.scb]
+            address = ["10.30.0.2", "fd00:30::2"]
+            interface = "sps0"
+            [[redirect]]
+            name = "rdp"
+            client_interface = ["eth0", "ppp*"]
+            server_network = ["10.20.0.0/24", "10.21.0.0/24", "fd00:20::/64", "fd00:21:1::/64"]
+            port = [3389, "5900-5910"]
+            snat = true
+        "#;
+        let source = Source {
+            name: "policy.toml".to_owned(),
+            text: text.to_owned(),
+            lists: Vec::new(),
+            unreadable: Vec::new(),
+        };
+        policy::read(&source).unwrap().policy
+    }
+
+    fn numbers(packets: u64) -> Numbers {
+        let some = |packets| Traffic {
+            packets,
+            bytes: packets * 1500,
+        };
+        Numbers {
+            redirects: vec![RedirectNumbers {
+                redirect: "rdp".to_owned(),
+                from_clients: some(packets),
+                from_appliance: Some(some(packets / 2)),
+                connections: Some(2),
+            }],
+            appliances: vec![ApplianceNumbers {
+                appliance: "scb".to_owned(),
+                sealed: some(3),
+                next_hops: vec![
+                    NextHop {
+                        address: "10.30.0.2".parse().unwrap(),
+                        interface: "sps0".to_owned(),
+                        state: Some("reachable".to_owned()),
+                        usable: Some(true),
+                    },
+                    NextHop {
+                        address: "fd00:30::2".parse().unwrap(),
+                        interface: "sps0".to_owned(),
+                        state: None,
+                        usable: None,
+                    },
+                ],
+            }],
+        }
+    }
+
+    #[test]
+    fn the_picture() {
+        let before = numbers(1000);
+        let ago = Duration::from_secs(2);
+        assert_eq!(
+            picture(&policy(), &numbers(2000), Some((&before, ago)), false),
+            "
+redirect `rdp`
+  clients on eth0, ppp* ──► scb on sps0 ──► 10.20.0.0/24, 10.21.0.0/24, fd00:20::/64 and 1 more port 3389, 5900-5910
+  from clients               2000 packets      3.0 MB       500 packets/s    750.0 kB/s
+  from the appliance         1000 packets      1.5 MB       250 packets/s    375.0 kB/s
+  connections                   2 open
+
+appliance `scb`
+  next hop             10.30.0.2 dev sps0: reachable
+  next hop             fd00:30::2 dev sps0: not asked lately
+  sealed off                    3 packets      4.5 kB         0 packets/s         0 B/s
+"
+        );
+    }
+
+    #[test]
+    fn metrics() {
+        let state = State {
+            policy: Some("ab12"),
+            in_sync: false,
+            drift: 2,
+        };
+        let text = prometheus(state, &numbers(2));
+        for line in [
+            "redirect_policy_info{digest=\"ab12\"} 1",
+            "redirect_in_sync 0",
+            "redirect_drift_objects 2",
+            "redirect_packets_total{redirect=\"rdp\",from=\"clients\"} 2",
+            "redirect_bytes_total{redirect=\"rdp\",from=\"appliance\"} 1500",
+            "redirect_connections{redirect=\"rdp\"} 2",
+            "redirect_sealed_packets_total{appliance=\"scb\"} 3",
+            "redirect_next_hop_usable{appliance=\"scb\",family=\"ipv4\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("ipv6"), "nobody knows");
+        // Every metric is said what it is, once.
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1);
+        }
+        assert_eq!(label(&[("a", "b\"\\\n")]), r#"{a="b\"\\\n"}"#);
+    }
+}
