@@ -1,0 +1,260 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the redirect authors
+# MIT License (see LICENSE or https://opensource.org/license/mit)
+# SPDX-License-Identifier: MIT
+
+"""What happens on the router; the action plugin of the same name drives it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: policy
+short_description: Puts a policy of redirect in force on a router, or takes it back
+description:
+  - Puts the policy and its lists on the router, lets C(redirect check) judge them there, and
+    applies them if the router differs.
+  - The policy is applied so that it takes itself back, and is then confirmed over a fresh
+    connection. A policy that locks Ansible out is gone again after O(confirm) seconds.
+  - A policy that does not pass the check never replaces the one on the router.
+version_added: 0.1.0
+author:
+  - the redirect authors (@redirect-authors)
+options:
+  state:
+    description:
+      - V(applied) puts the policy in force.
+      - V(absent) takes everything back, and leaves the policy file where it is.
+    type: str
+    choices: [applied, absent]
+    default: applied
+  content:
+    description:
+      - The policy, as text. Most will use a template lookup.
+      - If it is not given, the policy that lies on the router is put in force.
+    type: str
+  lists:
+    description:
+      - Network lists that the policy refers to as C({ file = "NAME" }), by file name.
+      - They are put beside the policy.
+    type: dict
+    default: {}
+  path:
+    description: Where the policy is on the router.
+    type: path
+    default: /etc/redirect/policy.toml
+  confirm:
+    description:
+      - After how many seconds the router goes back by itself unless a fresh connection
+        could be made.
+      - V(0) applies at once and for good. Only for routers that Ansible does not reach by a
+        network that the policy could touch.
+    type: int
+    default: 120
+  check:
+    description:
+      - Whether to ask C(redirect check) first, and to go no further if something would
+        break or leak.
+    type: bool
+    default: true
+  wait:
+    description: How many seconds to wait for another run of redirect on the router.
+    type: int
+    default: 60
+  executable:
+    description: The program, where it is not in the search path.
+    type: path
+attributes:
+  check_mode:
+    description: Says what would change, and changes nothing. The check runs all the same.
+    support: full
+  diff_mode:
+    description: Shows how the files differ, and the router, object by object.
+    support: full
+  platform:
+    description: Linux routers.
+    support: full
+    platforms: Linux
+"""
+
+EXAMPLES = r"""
+- name: Put the policy in force
+  redirect.router.policy:
+    content: "{{ lookup('ansible.builtin.template', 'policy.toml.j2') }}"
+    lists:
+      networks.txt: "{{ lookup('ansible.builtin.file', 'networks.txt') }}"
+    confirm: 120
+
+- name: Take everything back
+  redirect.router.policy:
+    state: absent
+"""
+
+RETURN = r"""
+drift:
+  description: What the router had to change, one object a line, as C(redirect diff) prints it.
+  returned: always
+  type: str
+  sample: "+ rule 103 fwmark 0x1/0xff lookup 103"
+confirmed:
+  description: Whether the policy was confirmed over a fresh connection.
+  returned: when something was applied
+  type: bool
+  sample: true
+"""
+
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+# What redirect says with its exit status.
+DONE = 0
+DRIFT = 2
+
+
+class Router:
+    """The program on this router."""
+
+    def __init__(self, module):
+        self.module = module
+        self.program = module.params["executable"] or module.get_bin_path(
+            "redirect", required=True, opt_dirs=["/usr/sbin", "/usr/local/sbin"]
+        )
+
+    def run(self, *arguments, accepted=(DONE,)):
+        """Runs it; what it fails with is what this module fails with."""
+        status, stdout, stderr = self.module.run_command([self.program] + list(arguments))
+        if status not in accepted:
+            self.module.fail_json(
+                msg=stderr.strip() or stdout.strip() or "redirect %s failed" % arguments[0],
+                cmd=" ".join(arguments),
+                rc=status,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        return status, stdout
+
+
+def read(path):
+    """The file's text; none if there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def stage(directory, texts):
+    """Writes what is wanted into a directory of our own, where it can be judged."""
+    for name, text in texts.items():
+        with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def applied(module, router):
+    """Judges, compares, and applies."""
+    params = module.params
+    path = params["path"]
+    home = os.path.dirname(path)
+    texts = {}
+    if params["content"] is not None:
+        texts = dict(params["lists"])
+        texts[os.path.basename(path)] = params["content"]
+    elif params["lists"]:
+        module.fail_json(msg="`lists` come with the `content` of the policy that names them")
+    for name in texts:
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            module.fail_json(msg="a list is put beside the policy: `%s` must be a file name alone" % name)
+
+    differing = {
+        name: (read(os.path.join(home, name)), text)
+        for name, text in texts.items()
+        if read(os.path.join(home, name)) != text
+    }
+    with tempfile.TemporaryDirectory(dir=module.tmpdir) as directory:
+        judged = path
+        if texts:
+            stage(directory, texts)
+            judged = os.path.join(directory, os.path.basename(path))
+        if params["check"]:
+            router.run("check", judged)
+        status, drift = router.run("diff", judged, accepted=(DONE, DRIFT))
+
+    result = {
+        "changed": bool(differing) or status == DRIFT,
+        "drift": drift,
+        "unconfirmed": False,
+    }
+    if module._diff:
+        result["diff"] = [
+            {
+                "before_header": os.path.join(home, name),
+                "after_header": os.path.join(home, name),
+                "before": before or "",
+                "after": after,
+            }
+            for name, (before, after) in sorted(differing.items())
+        ] + [{"prepared": drift}]
+    if module.check_mode or not result["changed"]:
+        return result
+
+    if differing:
+        os.makedirs(home, mode=0o755, exist_ok=True)
+    for name, (_before, text) in differing.items():
+        put(module, os.path.join(home, name), text)
+    arguments = ["apply", "--wait", str(params["wait"])]
+    if status == DRIFT and params["confirm"]:
+        arguments += ["--confirm", str(params["confirm"])]
+        result["unconfirmed"] = True
+    router.run(*arguments, path)
+    return result
+
+
+def put(module, path, text):
+    """Replaces a file whole; nobody but root may write it, or redirect would refuse it."""
+    handle, name = tempfile.mkstemp(dir=module.tmpdir)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, 0o644)
+    module.atomic_move(name, path)
+
+
+def absent(module, router):
+    """Takes everything back."""
+    # The script says what would be done, and holds comments alone if nothing would.
+    status, script = router.run("teardown", "--dry-run", "--format", "json")
+    changes = module.from_json(script)
+    if isinstance(changes, dict):
+        changes = changes.get("changes", [])
+    result = {"changed": bool(changes), "drift": script if changes else "", "unconfirmed": False}
+    if module._diff and changes:
+        result["diff"] = {"prepared": router.run("teardown", "--dry-run")[1]}
+    if changes and not module.check_mode:
+        router.run("teardown", "--wait", str(module.params["wait"]))
+    return result
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["applied", "absent"], "default": "applied"},
+            "content": {"type": "str"},
+            "lists": {"type": "dict", "default": {}},
+            "path": {"type": "path", "default": "/etc/redirect/policy.toml"},
+            "confirm": {"type": "int", "default": 120},
+            "check": {"type": "bool", "default": True},
+            "wait": {"type": "int", "default": 60},
+            "executable": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    router = Router(module)
+    if module.params["state"] == "absent":
+        result = absent(module, router)
+    else:
+        result = applied(module, router)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
