@@ -254,6 +254,121 @@ pub fn slow_servers_are_recorded(backend: Backend, mode: Mode) {
     assert_eq!(leaked(&lab), 0, "packets past the appliance");
 }
 
+/// An appliance on the servers' or the clients' segment: only its Ethernet address tells what is from it.
+pub fn a_shared_interface_is_told_apart(backend: Backend, mode: Mode) {
+    for (variant, interface, networks) in [
+        ("shared-server", "eth1", ["10.20.0", "fd00:20:"]),
+        ("shared-client", "eth0", ["10.10.0", "fd00:10:"]),
+    ] {
+        let Some(lab) = lab("a_shared_interface_is_told_apart", backend, &[variant]) else {
+            return;
+        };
+        lab.mode(mode);
+        let [net4, net6] = networks;
+        let addresses = format!("[\"{net4}.100\", \"{net6}:100\"]");
+        let text = policy(backend, mode, "")
+            .replace("[\"10.30.0.2\", \"fd00:30::2\"]", &addresses)
+            .replace(
+                "interface = \"sps0\"",
+                &format!("interface = \"{interface}\"\nmac = \"02:00:5e:00:00:01\""),
+            )
+            // An appliance among the servers must not be one of them.
+            .replace("\"10.20.0.53\"", "\"10.20.0.53\", \"10.20.0.100\"")
+            .replace("\"fd00:20::53\"", "\"fd00:20::53\", \"fd00:20::100\"");
+        let before = Snapshot::of(&lab);
+        lab.apply(&text);
+        assert_way(&lab, Way::Recorded);
+        for server in SERVERS {
+            let way = lab.transfer("fetch", server, 5_000_000);
+            assert_eq!(way, Ok(Way::Recorded), "{variant} {server}");
+            for (role, port) in [("client", 8080), ("bystander", 3389)] {
+                let session = lab.ask(role, server, port);
+                assert_eq!(
+                    session.way(),
+                    Some(Way::Direct),
+                    "{variant} {role}: {session:?}"
+                );
+            }
+        }
+        assert_eq!(leaked(&lab), 0, "{variant}");
+        lab.redirect(&["teardown"]).ended(0);
+        Snapshot::of(&lab).assert_is(&before);
+    }
+}
+
+/// Two recorders, each for its own ports, and clients on a dial-up link.
+pub fn two_appliances_share_the_work(backend: Backend, mode: Mode) {
+    let Some(lab) = lab("two_appliances_share_the_work", backend, &["second", "ppp"]) else {
+        return;
+    };
+    lab.mode(mode);
+    let text = policy(backend, mode, "")
+        .replace("client_interface = \"eth0\"", "client_interface = \"ppp*\"")
+        .replace("snat  ", "appliance        = \"scb\"\nsnat  ")
+        .replace(
+            "[options]",
+            r#"[appliance.other]
+address   = ["10.31.0.2", "fd00:31::2"]
+interface = "sps1"
+
+[[redirect]]
+name             = "shell"
+appliance        = "other"
+client_interface = "ppp0"
+server_network   = ["10.20.0.0/24", "fd00:20::/64"]
+port             = 2222
+
+[options]"#,
+        );
+    lab.apply(&text);
+    assert_way(&lab, Way::Recorded);
+    for (server, other) in SERVERS.into_iter().zip(["10.31.0.2", "fd00:31::2"]) {
+        let session = lab.ask("client", server, 2222);
+        let Session::Answered { way, peer, .. } = session else {
+            panic!("{server}: {session:?}");
+        };
+        assert_eq!((way, peer.0.to_string().as_str()), (Way::Recorded, other));
+        assert_eq!(lab.ask("client", server, 8080).way(), Some(Way::Direct));
+    }
+    // One fails: the other's sessions go on.
+    lab.router("ip link set sps1 down");
+    assert_way(&lab, Way::Recorded);
+    let session = lab.ask("client", SERVERS[0], 2222);
+    assert_eq!(session.way(), None, "{session:?}");
+    assert_eq!(leaked(&lab), 0);
+}
+
+/// From this backend to the other and back, under a stream of sessions.
+pub fn a_changed_backend_disturbs_none(backend: Backend, mode: Mode) {
+    let Some(lab) = lab("a_changed_backend_disturbs_none", backend, &[]) else {
+        return;
+    };
+    lab.mode(mode);
+    let before = Snapshot::of(&lab);
+    let other = match backend {
+        Backend::Nftables => Backend::IptablesNft,
+        Backend::IptablesNft | Backend::IptablesLegacy => Backend::Nftables,
+    };
+    lab.apply(&policy(backend, mode, ""));
+    let mut held = lab.hold(SERVERS[0], 3389);
+    for next in [other, backend] {
+        lab.policy(&policy(next, mode, ""));
+        let change = change_over(&lab, SERVERS[0], || {
+            lab.redirect(&["apply"]).ended(0);
+        });
+        for sessions in [&change.before, &change.during, &change.after] {
+            assert_all(sessions, Way::Recorded);
+        }
+        assert!(
+            held.is_alive(),
+            "the session was cut on the way to {next:?}"
+        );
+    }
+    assert_eq!(leaked(&lab), 0);
+    lab.redirect(&["teardown"]).ended(0);
+    Snapshot::of(&lab).assert_is(&before);
+}
+
 // --- what may happen to a router -------------------------------------------------------
 
 pub fn a_lost_link_leaks_nothing(backend: Backend, mode: Mode) {
@@ -598,6 +713,10 @@ macro_rules! list {
                         transfers_arrive_whole_client_address_and_port = ClientAddressAndPort;
                     slow_servers_are_recorded: slow_servers_are_recorded_client_address = ClientAddress,
                         slow_servers_are_recorded_client_address_and_port = ClientAddressAndPort;
+                    a_shared_interface_is_told_apart: a_shared_interface_is_told_apart_own = Own,
+                        a_shared_interface_is_told_apart_client_address = ClientAddress;
+                    two_appliances_share_the_work: two_appliances_share_the_work = ClientAddress;
+                    a_changed_backend_disturbs_none: a_changed_backend_disturbs_none = ClientAddress;
                     a_lost_link_leaks_nothing: a_lost_link_leaks_nothing = ClientAddress;
                     what_others_delete_leaks_nothing: what_others_delete_leaks_nothing = ClientAddress;
                     a_wiped_mark_leaks_nothing: a_wiped_mark_leaks_nothing = ClientAddress;
