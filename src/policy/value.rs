@@ -726,7 +726,11 @@ mod tests {
             ("65536", None),
             ("1-65536", None),
             ("-1", None),
-            ("+1", None),
+            (
+                "3389/tcp",
+                Some("the number alone: `3389`; only TCP is redirected"),
+            ),
+            ("22-", Some("a range has two ends: `\"22-65535\"`")),
             ("", None),
         ] {
             assert_eq!(port(text).unwrap_err().hint.as_deref(), hint, "{text}");
