@@ -373,7 +373,7 @@ impl Observed {
             nftables_availability: Availability::Available,
             iptables: Iptables {
                 programs: vec![IptablesProgram {
-                    variant: iptables::Variant::Nft,
+                    variant: iptables::Variant::Legacy,
                     command: "iptables".to_owned(),
                     version: iptables::Version(1, 8, 9),
                     families: Family::ALL
