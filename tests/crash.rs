@@ -64,6 +64,8 @@ table ip scb-redirect-not {
     chain forward { type filter hook forward priority mangle; }
 }
 EOF
+iptables -t mangle -A PREROUTING -i eth0 -j MARK --or-mark 0x400
+ip6tables -t mangle -A FORWARD -j ACCEPT
 echo ready
 exec sleep 86400
 "#;
@@ -73,6 +75,8 @@ const SNAPSHOT: &str = r"
 ip -d -4 rule; ip -d -6 rule
 ip -d -4 route show table all; ip -d -6 route show table all
 nft -s list ruleset
+iptables-save -t mangle | sed -e '/^#/d' -e 's/\[.*\]//'; ip6tables-save -t mangle | sed -e '/^#/d' -e 's/\[.*\]//'
+ipset list -n 2>/dev/null || true
 grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf 2>/dev/null |
     grep -v -e /stable_secret -e base_reachable
 cd /etc/iproute2 && find . -printf '%p %y %m %U:%G\n' | sort &&
@@ -199,8 +203,20 @@ impl Router {
 
     /// Runs with a fault at the `nth` call of `call`.
     fn faulty(&self, arguments: &[&str], call: &str, nth: usize, fault: &str) -> Output {
+        self.disturbed(arguments, &["-f"], (call, nth), fault)
+    }
+
+    /// The same with further arguments of `strace`; without `-f`, only this one process.
+    fn disturbed(
+        &self,
+        arguments: &[&str],
+        strace: &[&str],
+        (call, nth): (&str, usize),
+        fault: &str,
+    ) -> Output {
         self.command("strace")
-            .args(["-f", "-qq", "-o", "/dev/null"])
+            .args(["-qq", "-o", "/dev/null"])
+            .args(strace)
             .args(["-e", &format!("trace={call}")])
             .args(["-e", &format!("inject={call}:{fault}:when={nth}")])
             .arg(program())
@@ -261,7 +277,7 @@ struct Story {
     command: &'static [&'static str],
 }
 
-const STORIES: [Story; 3] = [
+const STORIES: [Story; 4] = [
     Story {
         name: "first apply",
         before: &["teardown", "--wait", "20"],
@@ -277,6 +293,11 @@ const STORIES: [Story; 3] = [
         before: &["apply", "--wait", "20", "/var/lib/policies/a.toml"],
         command: &["teardown"],
     },
+    Story {
+        name: "change to iptables",
+        before: &["apply", "--wait", "20", "/var/lib/policies/a.toml"],
+        command: &["apply", "/var/lib/policies/iptables.toml"],
+    },
 ];
 
 fn prepared() -> Option<Router> {
@@ -288,6 +309,10 @@ fn prepared() -> Option<Router> {
             3390,
             "snat = true\n[options]\nrp_filter = \"off\"\nrule_priority = 110",
         ),
+    );
+    router.write(
+        "/var/lib/policies/iptables.toml",
+        &policy(3389, "[options]\nbackend = \"iptables\""),
     );
     Some(router)
 }
@@ -320,14 +345,17 @@ fn disturb(
     router.must(story.command);
     let after = router.snapshot();
     assert_ne!(before, after);
-    let mut tried = 0;
+    let mut is_before = false;
     for (at, (call, nth)) in points.iter().enumerate() {
-        router.must(story.before);
-        assert_eq!(router.snapshot(), before, "before {}", story.name);
+        if !is_before {
+            router.must(story.before);
+            assert_eq!(router.snapshot(), before, "before {}", story.name);
+        }
         let output = router.faulty(story.command, call, *nth, fault);
         let killed = output.status.code().is_none_or(|code| code > 128);
-        tried += 1;
         let open = router.is_open();
+        // Signals that can be held back never stop a run half-way.
+        assert!(!open || fault != "signal=TERM", "open after {call} {nth}");
         if open {
             let status = router.redirect(&["status"]);
             assert_eq!(status.status.code(), Some(2), "{}", error_of(&status));
@@ -341,19 +369,14 @@ fn disturb(
             assert!(!router.is_open());
         }
         let found = router.snapshot();
-        let wanted: &[&String] = if open
-            || output
-                .status
-                .code()
-                .is_some_and(|code| code != 0 && !killed)
-        {
-            &[&before]
-        } else if killed {
+        let failed = output.status.code().is_some_and(|code| code != 0) && !killed;
+        let wanted: &[&String] = match (open || failed, killed) {
+            (true, _) => &[&before],
             // Before it was written down, or after it had ended.
-            &[&before, &after]
-        } else {
-            &[&after]
+            (false, true) => &[&before, &after],
+            (false, false) => &[&after],
         };
+        is_before = found == before;
         if !wanted.contains(&&found) {
             traces.push(format!(
                 "{}, {fault} at {call} {nth} ({}):\n{}",
@@ -361,10 +384,11 @@ fn disturb(
                 error_of(&output),
                 difference(wanted[0], &found)
             ));
+            is_before = false;
             router.must(&["teardown", "--wait", "20"]);
         }
     }
-    tried
+    points.len()
 }
 
 fn difference(wanted: &str, found: &str) -> String {
@@ -430,4 +454,272 @@ fn failing_anywhere() {
             report(tried, &format!("{fault} during {}", story.name), &traces);
         }
     }
+}
+
+#[test]
+fn told_to_stop_anywhere() {
+    let Some(router) = prepared() else { return };
+    let mut traces = Vec::new();
+    for story in &STORIES {
+        router.must(story.before);
+        let points = points(&router.system_calls(story.command), 6);
+        let tried = disturb(&router, story, "signal=TERM", &points, &mut traces);
+        report(tried, &format!("SIGTERM during {}", story.name), &traces);
+    }
+}
+
+/// How often a run makes this system call.
+fn count(router: &Router, story: &Story, call: &str) -> usize {
+    // Once without counting: the first run also writes down the policy.
+    router.must(story.before);
+    router.must(story.command);
+    router.must(story.before);
+    let calls = router.system_calls(story.command);
+    calls.get(call).copied().unwrap_or_default()
+}
+
+/// Kills `story` where all changes are made and only the outcome is not written down.
+fn kill_at_the_end(router: &Router, story: &Story, renames: usize) {
+    let output = router.faulty(story.command, "rename", renames, "signal=KILL");
+    assert!(!output.status.success());
+    assert!(router.is_open());
+}
+
+#[test]
+fn recovery_killed_anywhere() {
+    let Some(router) = prepared() else { return };
+    let mut traces = Vec::new();
+    for story in &STORIES {
+        let renames = count(&router, story, "rename");
+        router.must(story.before);
+        let before = router.snapshot();
+        kill_at_the_end(&router, story, renames);
+        let points = points(&router.system_calls(&["rollback"]), 8);
+        for (call, nth) in &points {
+            kill_at_the_end(&router, story, renames);
+            router.faulty(&["rollback"], call, *nth, "signal=KILL");
+            if router.is_open() {
+                router.must(&["repair", "--wait", "20"]);
+            }
+            assert!(!router.is_open());
+            let found = router.snapshot();
+            if found != before {
+                traces.push(format!(
+                    "recovery of {}, killed at {call} {nth}:\n{}",
+                    story.name,
+                    difference(&before, &found)
+                ));
+                router.must(story.before);
+            }
+        }
+        let what = format!("kill -9 during the recovery of {}", story.name);
+        report(points.len(), &what, &traces);
+    }
+}
+
+#[test]
+fn fifty_runs_at_once() {
+    let Some(router) = prepared() else { return };
+    let pristine = router.snapshot();
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    let applied = router.snapshot();
+    let commands: [&[&str]; 5] = [
+        &["apply", "--wait", "300", "/var/lib/policies/a.toml"],
+        &["apply", "--wait", "300", "/var/lib/policies/b.toml"],
+        &["teardown", "--wait", "300"],
+        &["repair", "--wait", "300"],
+        &["apply", "--wait", "300", "/var/lib/policies/a.toml"],
+    ];
+    let runs: Vec<_> = (0..50)
+        .map(|at| {
+            let mut command = router.command(&program());
+            command.args(commands[at % commands.len()]);
+            command.stderr(Stdio::piped()).stdout(Stdio::null());
+            command.spawn().unwrap()
+        })
+        .collect();
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", error_of(&output));
+    }
+    assert!(!router.is_open());
+    let output = router.redirect(&["history", "--json"]);
+    let history: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let transactions = history["transactions"].as_array().unwrap();
+    for (at, entry) in transactions.iter().enumerate() {
+        assert_eq!(entry["id"], at + 1);
+        assert_eq!(entry["outcome"], "done", "{entry}");
+    }
+    // Without patience, the lock's holder is named.
+    let mut holder = router.command("strace");
+    holder
+        .args(["-qq", "-o", "/dev/null", "-e", "trace=flock", "-e"])
+        .arg("inject=flock:delay_exit=10000000:when=1")
+        .arg(program())
+        .args(["apply", "/var/lib/policies/b.toml"]);
+    let mut holder = holder.spawn().unwrap();
+    wait_until("the lock is taken", || {
+        let tried = router.run("flock", &["--nonblock", "/var/lib/redirect", "true"]);
+        !tried.status.success()
+    });
+    let output = router.redirect(&["apply", "/var/lib/policies/a.toml"]);
+    assert_eq!(output.status.code(), Some(75), "{}", error_of(&output));
+    assert!(
+        error_of(&output).contains("apply /var/lib/policies/b.toml"),
+        "{}",
+        error_of(&output)
+    );
+    assert!(holder.wait().unwrap().success());
+
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    assert_eq!(router.snapshot(), applied);
+    router.must(&["teardown"]);
+    assert_eq!(router.snapshot(), pristine);
+    println!(
+        "50 runs at once: {} transactions, all done, no traces",
+        transactions.len()
+    );
+}
+
+#[test]
+fn on_a_full_disk_and_on_a_read_only_one() {
+    let Some(router) = prepared() else { return };
+    router.shell("mkdir -m 700 /var/lib/redirect; mount -t tmpfs -o size=256k,mode=700 none /var/lib/redirect");
+    let fill =
+        || router.shell("dd if=/dev/zero of=/var/lib/redirect/filler bs=1k 2>/dev/null || true");
+    let free = || router.shell("rm -f /var/lib/redirect/filler");
+    let pristine = router.snapshot();
+
+    fill();
+    let output = router.redirect(&["apply", "/var/lib/policies/a.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        error_of(&output).contains("make room"),
+        "{}",
+        error_of(&output)
+    );
+    assert_eq!(router.snapshot(), pristine);
+    free();
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    let applied = router.snapshot();
+    // A change of policy fails or not; either way the router is in one state or the other.
+    fill();
+    let output = router.redirect(&["apply", "/var/lib/policies/b.toml"]);
+    if !output.status.success() {
+        assert_eq!(router.snapshot(), applied);
+    }
+    // What was applied can be taken back without anybody making room.
+    router.must(&["teardown"]);
+    assert_eq!(router.snapshot(), pristine);
+    let status = router.redirect(&["status"]);
+    assert!(status.status.success(), "{}", error_of(&status));
+    free();
+
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    router.shell("mount -o remount,ro /var/lib/redirect");
+    let output = router.redirect(&["apply", "/var/lib/policies/b.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        error_of(&output).contains("read-only"),
+        "{}",
+        error_of(&output)
+    );
+    assert_eq!(router.snapshot(), applied);
+    let output = router.redirect(&["teardown"]);
+    assert!(output.status.success(), "{}", error_of(&output));
+    assert!(
+        error_of(&output).contains("run `redirect teardown` again"),
+        "{}",
+        error_of(&output)
+    );
+    assert_eq!(router.snapshot(), pristine);
+    router.shell("mount -o remount,rw /var/lib/redirect");
+    // The journal could not know, and says so.
+    assert_eq!(router.redirect(&["status"]).status.code(), Some(2));
+    router.must(&["teardown"]);
+    assert!(router.redirect(&["status"]).status.success());
+    assert_eq!(router.snapshot(), pristine);
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..300 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(holds(), "{what} within 30 seconds");
+}
+
+#[test]
+fn what_nobody_confirms_goes_back() {
+    let Some(router) = prepared() else { return };
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    let before = router.snapshot();
+
+    // The session that applied it is lost: its terminal hangs up, its processes are killed.
+    let session = format!(
+        "setsid sh -c '{} apply --confirm 3 /var/lib/policies/b.toml; kill -HUP 0'",
+        program()
+    );
+    router.run("sh", &["-c", &session]);
+    assert_ne!(router.snapshot(), before);
+    assert!(
+        router.redirect(&["status"]).status.success(),
+        "in force, if unconfirmed"
+    );
+    let second = router.redirect(&["apply", "/var/lib/policies/a.toml"]);
+    assert_eq!(second.status.code(), Some(75));
+    assert!(
+        error_of(&second).contains("waits to be confirmed"),
+        "{}",
+        error_of(&second)
+    );
+    wait_until("it goes back", || !router.is_open());
+    assert_eq!(router.snapshot(), before);
+
+    // Confirmed in time, it stays.
+    router.must(&["apply", "--confirm", "60", "/var/lib/policies/b.toml"]);
+    let after = router.snapshot();
+    router.must(&["confirm"]);
+    assert_eq!(router.snapshot(), after);
+    assert_eq!(
+        router.redirect(&["confirm"]).status.code(),
+        Some(1),
+        "nothing waits any more"
+    );
+
+    // Taken back by hand before it was confirmed.
+    router.must(&["apply", "--confirm", "60", "/var/lib/policies/a.toml"]);
+    router.must(&["rollback"]);
+    assert_eq!(router.snapshot(), after);
+
+    // Killed half-way: the watcher sees to it, long before the deadline.
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    let arguments = ["apply", "--confirm", "600", "/var/lib/policies/b.toml"];
+    router.disturbed(&arguments, &[], ("sendto", 40), "signal=KILL");
+    wait_until("the watcher takes it back", || !router.is_open());
+    let found = router.snapshot();
+    assert_eq!(found, before, "{}", difference(&before, &found));
+
+    // The machine restarts before it is confirmed: it comes up with what was confirmed last.
+    router.must(&["apply", "--confirm", "600", "/var/lib/policies/b.toml"]);
+    router.shell(
+        "echo 11111111-2222-3333-4444-555555555555 > /var/lib/boot_id
+         mount --bind /var/lib/boot_id /proc/sys/kernel/random/boot_id",
+    );
+    assert_eq!(router.redirect(&["status"]).status.code(), Some(2));
+    router.must(&["repair"]);
+    assert!(router.redirect(&["status"]).status.success());
+    let output = router.redirect(&["history", "--json"]);
+    let history: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let entries = history["transactions"].as_array().unwrap();
+    let undone = &entries[entries.len() - 2];
+    assert!(
+        undone["outcome"]["undone"]["why"]
+            .as_str()
+            .unwrap()
+            .contains("restarted"),
+        "{undone}"
+    );
 }
