@@ -609,6 +609,61 @@ pub fn teardown_loses_none(backend: Backend, mode: Mode) {
     }
 }
 
+/// With `--drain` nobody is cut: new sessions go direct, open ones end through the appliance.
+pub fn draining_cuts_none(backend: Backend, mode: Mode) {
+    let Some(lab) = lab("draining_cuts_none", backend, &[]) else {
+        return;
+    };
+    lab.mode(mode);
+    let pristine = Snapshot::of(&lab);
+    lab.apply(&policy(backend, mode, ""));
+    let mut held: Vec<Held> = SERVERS.map(|server| lab.hold(server, 3389)).into();
+    for session in &held {
+        assert_eq!(session.opened.way(), Some(Way::Recorded));
+    }
+    let change = change_over(&lab, SERVERS[0], || {
+        // Not done yet: two are open.
+        lab.redirect(&["teardown", "--drain"]).ended(2);
+    });
+    assert_all(&change.before, Way::Recorded);
+    assert_none_lost(&change.during);
+    assert_all(&change.after, Way::Direct);
+    assert!(
+        held.iter_mut().all(Held::is_alive),
+        "an open session was cut"
+    );
+    drop(held);
+    lab.redirect(&["teardown"]).ended(0);
+    Snapshot::of(&lab).assert_is(&pristine);
+}
+
+/// What others remove, `repair` puts back, while what runs goes on.
+pub fn repair_puts_back(backend: Backend, mode: Mode) {
+    let Some(lab) = lab("repair_puts_back", backend, &[]) else {
+        return;
+    };
+    lab.mode(mode);
+    lab.apply(&policy(backend, mode, ""));
+    let state = Snapshot::of(&lab).without_handles();
+    lab.redirect(&["repair"]).ended(0);
+    for damage in [
+        "ip link set sps0 down; ip link set sps0 up",
+        "ip rule flush; ip rule add priority 32766 lookup main protocol kernel",
+        "ip -6 route flush table 103",
+    ] {
+        lab.router(damage);
+        assert_sealed(&lab);
+        lab.redirect(&["status"]).ended(2);
+        lab.redirect(&["repair"]).ended(0);
+        lab.redirect(&["status"]).ended(0);
+        assert_way(&lab, Way::Recorded);
+    }
+    assert_eq!(leaked(&lab), 0);
+    // `ip rule flush` took the default rules too; those are not ours.
+    lab.router("ip rule add priority 32767 lookup default protocol kernel");
+    Snapshot::of(&lab).without_handles().assert_is(&state);
+}
+
 /// Everything of others is there throughout and afterwards, and nothing of ours is left.
 pub fn teardown_leaves_no_trace(backend: Backend, mode: Mode) {
     let Some(lab) = lab("teardown_leaves_no_trace", backend, &[]) else {
@@ -731,6 +786,9 @@ macro_rules! list {
                         a_changed_policy_disturbs_none_client_address_and_port = ClientAddressAndPort;
                     teardown_loses_none: teardown_loses_none_own = Own,
                         teardown_loses_none_client_address = ClientAddress;
+                    draining_cuts_none: draining_cuts_none_own = Own,
+                        draining_cuts_none_client_address = ClientAddress;
+                    repair_puts_back: repair_puts_back = ClientAddress;
                     teardown_leaves_no_trace: teardown_leaves_no_trace = ClientAddress;
                 }
             }

@@ -443,9 +443,9 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lab")
 }
 
-/// The command under test; `REDIRECT` names another, such as the static one.
+/// The command under test; `REDIRECT_PROGRAM` names another, such as the static one.
 fn under_test() -> String {
-    std::env::var("REDIRECT").unwrap_or_else(|_| BUILT.to_owned())
+    std::env::var("REDIRECT_PROGRAM").unwrap_or_else(|_| BUILT.to_owned())
 }
 
 /// `examples/session.rs`, which Cargo builds together with the tests.
