@@ -648,8 +648,9 @@ pub fn repair_puts_back(backend: Backend, mode: Mode) {
     lab.redirect(&["repair"]).ended(0);
     for damage in [
         "ip link set sps0 down; ip link set sps0 up",
-        "ip rule flush; ip rule add priority 32766 lookup main protocol kernel",
-        "ip -6 route flush table 103",
+        "ip rule flush; ip rule add priority 32766 lookup main protocol kernel; \
+         ip -6 rule del fwmark 1/0xff",
+        "ip route flush table 103; ip -6 route flush table 103",
     ] {
         lab.router(damage);
         assert_sealed(&lab);
