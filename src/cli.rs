@@ -58,6 +58,10 @@ pub enum Command {
     Check(Check),
     /// Follow one packet: which redirect takes it, by which rule, mark, table and next hop
     Trace(Trace),
+    /// Look at the router and write a commented first policy; changes nothing
+    Init(Init),
+    /// Pack what a ticket needs into one .tar.gz, and say what it holds
+    Support(Support),
     /// Print the JSON Schema of the policy, for editors
     Schema,
     /// Take a transaction back unless it is confirmed: what `apply --confirm` starts
@@ -247,6 +251,40 @@ pub struct Check {
     /// For machines
     #[arg(long)]
     pub json: bool,
+}
+
+/// `redirect init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Write it here, where nothing may be yet, instead of printing it
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The appliance's address; once for each family
+    #[arg(long, value_name = "ADDRESS")]
+    pub appliance: Vec<String>,
+    /// Where the appliance is; unless given, where its address is on-link
+    #[arg(long, value_name = "IFACE")]
+    pub interface: Option<IfName>,
+    /// Where clients come in; may be given again
+    #[arg(long, value_name = "IFACE")]
+    pub client_interface: Vec<String>,
+    /// A network of servers; may be given again
+    #[arg(long, value_name = "NETWORK")]
+    pub server_network: Vec<String>,
+    /// A TCP port of the servers, or a range of them; may be given again
+    #[arg(long, value_name = "PORT")]
+    pub port: Vec<String>,
+    /// The appliance dials servers with the client's own address
+    #[arg(long)]
+    pub snat: bool,
+}
+
+/// `redirect support`.
+#[derive(Debug, Args)]
+pub struct Support {
+    /// Write it here, where nothing may be yet; unless given, a name with host and time
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `redirect trace`.

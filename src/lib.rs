@@ -16,11 +16,13 @@
 //! as the kernel holds them, [`kernel`] the thin code that acts, [`journal`] what
 //! survives a crash, [`commands`] one file a command.
 
+pub mod archive;
 pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod engine;
 pub mod failure;
+pub mod init;
 pub mod iptables;
 pub mod journal;
 pub mod kernel;

@@ -3,7 +3,7 @@
 //! Standard output is for data, everything else goes to standard error. A reader
 //! who goes away (`| head`) is no error. Colour is used on a terminal only, never alone.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,6 +65,25 @@ impl Terminal {
     #[must_use]
     pub fn is_drawn_on(&self) -> bool {
         io::stdout().is_terminal()
+    }
+
+    /// Whether a person is there to answer.
+    #[must_use]
+    pub fn can_ask(&self) -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Asks a person; `None` where none is there, or no answer is given.
+    #[must_use]
+    pub fn ask(&self, question: &str) -> Option<String> {
+        if !self.can_ask() {
+            return None;
+        }
+        self.to_stderr(&format!("{question} "));
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer).ok()?;
+        let answer = answer.trim();
+        (!answer.is_empty()).then(|| answer.to_owned())
     }
 
     /// Whether somebody still reads standard output: a pipe's reader may have gone.

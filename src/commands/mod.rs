@@ -7,11 +7,13 @@ mod confirm;
 mod diff;
 mod drain;
 mod history;
+mod init;
 mod look;
 mod repair;
 mod rollback;
 mod schema;
 mod status;
+mod support;
 mod teardown;
 mod trace;
 
@@ -70,6 +72,8 @@ fn perform(cli: &Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Repair(args) => repair::run(args, terminal),
         Command::History(args) => history::run(args, terminal),
         Command::ConfirmWatch(args) => confirm::watch(args),
+        Command::Init(args) => init::run(args, terminal),
+        Command::Support(args) => support::run(args, terminal),
         Command::Check(args) => check::run(args, terminal),
         Command::Trace(args) => trace::run(args, terminal),
         Command::Schema => schema::run(terminal),

@@ -108,6 +108,26 @@ pub fn replace(path: &Path, content: &FileContent) -> Result<(), KernelError> {
     sync_parent(path).map_err(failed)
 }
 
+/// Makes a new file of these bytes, which nobody but its owner may read.
+///
+/// # Errors
+/// If something is there already, or it cannot be written; nothing is left then.
+pub fn create(path: &Path, bytes: &[u8]) -> Result<(), KernelError> {
+    let failed = |error| explain(format!("cannot write `{}`", path.display()), error);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(failed)?;
+    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+        let _ = fs::remove_file(path);
+        return Err(failed(error));
+    }
+    Ok(())
+}
+
 fn write_beside(beside: &Path, content: &FileContent, owner: Option<(u32, u32)>) -> io::Result<()> {
     let create = || {
         // Nobody else may read it before its mode is set, nor put a link in its place.

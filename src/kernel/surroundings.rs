@@ -54,6 +54,32 @@ pub fn gather(policy: &Policy, observed: &Observed, router: &mut Router) -> Surr
     found
 }
 
+/// Looks at everything that a first policy could be about.
+#[must_use]
+pub fn inventory(observed: &Observed, router: &mut Router) -> Surroundings {
+    let mut found = Surroundings::default();
+    rules(&mut found);
+    for link in &observed.links {
+        neighbours(&mut found, router, link);
+    }
+    let mut tables: BTreeSet<TableId> = observed
+        .rules
+        .iter()
+        .filter_map(|rule| match rule.action {
+            Action::Lookup(table) => Some(table),
+            Action::Other(_) => None,
+        })
+        .collect();
+    tables.remove(&LOCAL);
+    tables.insert(TableId::MAIN);
+    let read = router.routing().routes(&observed.links, &tables);
+    found.routes = noted(&mut found.unseen, "routes", read).unwrap_or_default();
+    found
+}
+
+/// `RT_TABLE_LOCAL`, which every router asks first, and which never leads on.
+const LOCAL: TableId = TableId(255);
+
 /// What was read, or nothing and a note.
 fn noted<T>(unseen: &mut Vec<Unseen>, what: &str, read: Result<T, KernelError>) -> Option<T> {
     match read {
@@ -109,8 +135,7 @@ fn routes(policy: &Policy, observed: &Observed, router: &mut Router, found: &mut
             Action::Other(_) => None,
         })
         .collect();
-    // `local`, which every router asks first, never leads on.
-    tables.remove(&TableId(255));
+    tables.remove(&LOCAL);
     let without_addresses = observed.links.iter().any(|link| {
         let is_client = policy.redirects.iter().any(|redirect| {
             redirect
