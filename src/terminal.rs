@@ -79,7 +79,7 @@ impl Terminal {
         if !self.can_ask() {
             return None;
         }
-        self.to_stderr(&format!("{question} "));
+        self.prompt(&format!("{question} "));
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer).ok()?;
         let answer = answer.trim();
