@@ -49,8 +49,6 @@ class ActionModule(ActionBase):
         while True:
             # With SSH, this ends the master that connections are shared through.
             self._connection.reset()
-            # Temporary files of the old connection are of no use to the new one.
-            self._connection._shell.tmpdir = None
             try:
                 confirmed = self._execute_module(
                     "redirect.router.confirm", module_args=arguments, task_vars=task_vars

@@ -118,8 +118,17 @@ class Router:
     def __init__(self, module):
         self.module = module
         self.program = module.params["executable"] or module.get_bin_path(
-            "redirect", required=True, opt_dirs=["/usr/sbin", "/usr/local/sbin"]
+            "redirect", opt_dirs=["/usr/sbin", "/usr/local/sbin"]
         )
+        if self.program is None and module.check_mode:
+            # A run without check mode would have installed it by now.
+            module.exit_json(
+                changed=module.params["state"] == "applied",
+                drift="redirect is not installed: all of the policy would be new",
+                unconfirmed=False,
+            )
+        if self.program is None:
+            module.fail_json(msg="redirect is not installed on this router")
 
     def run(self, *arguments, accepted=(DONE,)):
         """Runs it; what it fails with is what this module fails with."""
@@ -144,7 +153,7 @@ def read(path):
         return None
 
 
-def stage(directory, texts):
+def lay_out(directory, texts):
     """Writes what is wanted into a directory of our own, where it can be judged."""
     for name, text in texts.items():
         with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
@@ -174,7 +183,7 @@ def applied(module, router):
     with tempfile.TemporaryDirectory(dir=module.tmpdir) as directory:
         judged = path
         if texts:
-            stage(directory, texts)
+            lay_out(directory, texts)
             judged = os.path.join(directory, os.path.basename(path))
         if params["check"]:
             router.run("check", judged)
@@ -221,11 +230,8 @@ def put(module, path, text):
 
 def absent(module, router):
     """Takes everything back."""
-    # The script says what would be done, and holds comments alone if nothing would.
-    status, script = router.run("teardown", "--dry-run", "--format", "json")
-    changes = module.from_json(script)
-    if isinstance(changes, dict):
-        changes = changes.get("changes", [])
+    script = router.run("teardown", "--dry-run", "--format", "json")[1]
+    changes = module.from_json(script)["changes"]
     result = {"changed": bool(changes), "drift": script if changes else "", "unconfirmed": False}
     if module._diff and changes:
         result["diff"] = {"prepared": router.run("teardown", "--dry-run")[1]}
