@@ -10,13 +10,33 @@
     reason = "a test fails by panicking, and starts the program that it tests"
 )]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// A copy of `examples/`: the modes of a checkout depend on the umask, and files that a group
+/// may write are refused.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dry-run");
+        std::fs::create_dir_all(folder.join("examples")).unwrap();
+        for entry in std::fs::read_dir("examples").unwrap() {
+            let entry = entry.unwrap();
+            let copy = folder.join("examples").join(entry.file_name());
+            std::fs::copy(entry.path(), &copy).unwrap();
+            std::fs::set_permissions(&copy, Permissions::from_mode(0o644)).unwrap();
+        }
+        folder
+    })
+}
 
 fn redirect(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_redirect"))
         .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(folder())
         .env_clear()
         .output()
         .unwrap()
