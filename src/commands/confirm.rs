@@ -97,7 +97,7 @@ pub(super) fn ask(id: u64, time: Duration, terminal: &Terminal) -> Result<Exit, 
         };
         terminal.prompt(&format!(
             "\rkeep it? [y]es, [n]o: it goes back in {:>4} s  ",
-            left.as_secs() + 1
+            left.as_millis().div_ceil(1000)
         ));
         match answer()? {
             Answer::None => {}
@@ -106,7 +106,7 @@ pub(super) fn ask(id: u64, time: Duration, terminal: &Terminal) -> Result<Exit, 
                     .confirm()?;
             }
             Answer::No => {
-                take_back(&location, "its user said no", terminal)?;
+                take_back(&location, "`no` was the answer", terminal)?;
                 return Err(Failure::new(Exit::Failed, "taken back, as you wished"));
             }
             Answer::Gone => {

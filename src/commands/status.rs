@@ -142,7 +142,7 @@ fn transaction(condition: Condition<'_>) -> serde_json::Value {
         Condition::Unconfirmed(open, left) => json!({
             "state": "unconfirmed",
             "id": open.entry.id,
-            "seconds_left": left.as_secs() + 1,
+            "seconds_left": left.as_millis().div_ceil(1000),
         }),
     }
 }
@@ -173,7 +173,7 @@ fn notices(condition: Condition<'_>, in_force: &Applied) -> Vec<(String, Style)>
             format!(
                 "unconfirmed: transaction {} goes back by itself in {} s; `redirect confirm` keeps it",
                 open.entry.id,
-                left.as_secs() + 1
+                left.as_millis().div_ceil(1000)
             ),
             Style::Warning,
         )),
