@@ -55,7 +55,7 @@ fn examples() -> Vec<String> {
 
 fn golden(name: &str, found: &str) {
     let path: PathBuf = Path::new("tests/dry-run").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some_and(|value| !value.is_empty()) {
         std::fs::create_dir_all("tests/dry-run").unwrap();
         std::fs::write(&path, found).unwrap();
         return;
