@@ -1257,3 +1257,141 @@ impl PayloadBase {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netlink::messages;
+    use crate::net::Ranges;
+
+    fn with_networks(ranges: &[(u32, u32)]) -> Table {
+        Table {
+            sets: vec![Set {
+                name: "s".to_owned(),
+                elements: Elements::V4(Ranges::merged(
+                    ranges.iter().map(|&pair| pair.into()).collect(),
+                )),
+            }],
+            chains: vec![Chain {
+                name: "c".to_owned(),
+                base: None,
+                rules: vec![Rule {
+                    expressions: vec![
+                        Expression::MetaLoad(MetaKey::Mark),
+                        Expression::CtSet(CtKey::Mark),
+                    ],
+                    comment: None,
+                }],
+            }],
+            ..Table::default()
+        }
+    }
+
+    fn kinds(from: Option<&Table>, to: Option<&Table>) -> Vec<u16> {
+        let transaction = transaction(from, to, None).unwrap().unwrap();
+        let kinds = messages(transaction.bytes()).map(|message| message.unwrap().kind);
+        kinds.collect()
+    }
+
+    #[test]
+    fn only_what_changed_is_sent() {
+        let old = with_networks(&[(1, 1), (5, 9)]);
+        let new = with_networks(&[(1, 1), (5, 12)]);
+        assert_eq!(
+            kinds(Some(&old), Some(&new)),
+            [
+                abi::BATCH_BEGIN,
+                message::DELETE_ELEMENTS,
+                message::NEW_ELEMENTS,
+                abi::BATCH_END
+            ]
+        );
+        assert_eq!(
+            kinds(Some(&old), None),
+            [abi::BATCH_BEGIN, message::DELETE_TABLE, abi::BATCH_END]
+        );
+        assert_eq!(transaction(Some(&old), Some(&old), None), Ok(None));
+        assert_eq!(transaction(None, None, Some(1)), Ok(None));
+        // A set that is to be of another type: all anew.
+        let mut other = old.clone();
+        other.sets[0].elements = Elements::Macs(Vec::new());
+        assert_eq!(kinds(Some(&old), Some(&other))[1], message::DELETE_TABLE);
+    }
+
+    #[test]
+    fn a_refusal_is_traced_to_its_part() {
+        let table = with_networks(&[(1, 1), (5, 9), (100, 200)]);
+        let mut transaction = transaction(None, Some(&table), None).unwrap().unwrap();
+        transaction.number_from(1000);
+        let found = |what: &str| {
+            let mut start = 0;
+            for message in messages(transaction.bytes()).map(Result::unwrap) {
+                let length = PREAMBLE - 4 + message.payload.len();
+                for offset in 0..length {
+                    let offset = u32::try_from(offset).unwrap();
+                    let words = transaction.describe(message.sequence, Some(offset));
+                    if words == what {
+                        return;
+                    }
+                }
+                start += length;
+            }
+            panic!("nothing in {start} bytes is described as {what:?}");
+        };
+        found("cannot add table `inet scb-redirect`");
+        found("cannot add chain `c`");
+        found("cannot add set `s`");
+        found("cannot add `0.0.0.5` to set `s`");
+        found("cannot add `0.0.0.201` to set `s`");
+        found("cannot add rule 1 of chain `c`, at its `ct`");
+        let last = transaction.describe(transaction.last(), None);
+        assert_eq!(last, "cannot add rule 1 of chain `c`");
+        assert_eq!(
+            transaction.describe(7, None),
+            "cannot commit the packet rules"
+        );
+        assert!(transaction.is_begin(1000));
+    }
+
+    #[test]
+    fn long_lists_are_cut_into_messages() {
+        let many: Vec<_> = (0..100_000).map(|n| (n * 8, n * 8 + 1)).collect();
+        let table = with_networks(&many);
+        let transaction = transaction(None, Some(&table), None).unwrap().unwrap();
+        let mut elements = 0;
+        for message in messages(transaction.bytes()).map(Result::unwrap) {
+            assert!(message.payload.len() < 65_536);
+            for attribute in attributes(&message.payload[4..]).map(Result::unwrap) {
+                if message.kind == message::NEW_ELEMENTS && attribute.kind == element::LIST_ELEMENTS
+                {
+                    elements += attribute.nested().map(Result::unwrap).count();
+                }
+            }
+        }
+        assert_eq!(elements, 200_000);
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_said_before_anything_is_sent() {
+        let mut table = with_networks(&[]);
+        table.sets[0].elements = Elements::Foreign("of another type".to_owned());
+        let error = transaction(None, Some(&table), None).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot make set `s`"),
+            "{error}"
+        );
+        let mut table = with_networks(&[]);
+        table.others.push("object `quota`".to_owned());
+        assert!(transaction(None, Some(&table), None).is_err());
+        let mut table = with_networks(&[]);
+        table.chains[0].rules[0].comment = Some("x".repeat(128));
+        assert!(transaction(None, Some(&table), None).is_err());
+        table.chains[0].rules[0].comment = Some("x".repeat(127));
+        assert!(transaction(None, Some(&table), None).is_ok());
+        table.chains[0].rules[0].expressions = vec![Expression::InlineVerdictMap {
+            elements: Vec::new(),
+            key_type: 19,
+        }];
+        assert!(transaction(None, Some(&table), None).is_err());
+    }
+}
