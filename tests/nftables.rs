@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 use redirect::kernel::netlink::{attributes, messages};
@@ -1438,4 +1438,46 @@ fn speed() {
             .collect();
         eprintln!("{count:8} {}", medians.join(" "));
     }
+}
+
+/// A program that runs until the test is over, however it ends.
+struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Others commit all the time, elsewhere. Each of our steps gets through, and each is right.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "somebody else's script, which runs while we work"
+)]
+fn we_get_through_where_others_never_rest() {
+    const SCRIPT: &str =
+        "while :; do nft add rule ip others c counter; nft flush chain ip others c; done";
+    let _ = in_namespace(|| {
+        nft_file("table ip others { chain c { counter; }; }");
+        let others = Background(Command::new("sh").args(["-c", SCRIPT]).spawn().unwrap());
+        let mut random = Random(11);
+        let mut kernel = Nftables::open().unwrap();
+        let first = kernel.generation().unwrap();
+        let mut now: Option<Table> = None;
+        for _ in 0..40 {
+            let next = (!random.chance(5)).then(|| table(&mut random));
+            kernel.commit(now.as_ref(), next.as_ref()).unwrap();
+            assert_eq!(kernel.read().unwrap(), next);
+            now = next;
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let last = kernel.generation().unwrap();
+        drop(others);
+        assert!(
+            last - first > 50,
+            "the others should have got something done: {first} to {last}"
+        );
+    });
 }
