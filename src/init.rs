@@ -105,8 +105,8 @@ fn parts(rule: &Rule) -> Parts<'_> {
             Step::Unless(Test::Input(patterns)) => parts.not_input = Some(patterns),
             Step::If(Test::Source(networks)) => parts.source = Some(networks),
             Step::If(Test::Destination(networks)) => parts.destination = Some(networks),
-            Step::If(Test::SourcePort(ports)) => parts.source_port = Some(ports),
-            Step::If(Test::DestinationPort(ports)) => parts.destination_port = Some(ports),
+            Step::If(Test::SourcePort(range)) => parts.source_port = Some(range),
+            Step::If(Test::DestinationPort(range)) => parts.destination_port = Some(range),
             Step::If(Test::ConnectionMark { values, .. }) => {
                 parts.connection_mark = values.first().copied();
             }
@@ -223,14 +223,14 @@ impl ByHand {
                 match parts {
                     Parts {
                         destination: Some(servers),
-                        destination_port: Some(ports),
+                        destination_port: Some(range),
                         input: Some(_),
                         ..
                     } => {
                         let entry = Entry {
                             clients: names(parts.input),
                             servers: servers.clone(),
-                            ports: ports.iter().copied().collect(),
+                            ports: range.iter().copied().collect(),
                             ..Entry::default()
                         };
                         if from_appliance {

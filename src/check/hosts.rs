@@ -10,6 +10,7 @@ use crate::kernel::route::Neighbour;
 use crate::net::{Family, IfName};
 use crate::plan::Change;
 use crate::policy::{Established, Redirect};
+use crate::rules::Packet;
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>) {
     drift(case, findings);
@@ -227,7 +228,7 @@ fn reaches(
         protocol: 6,
         ports: Some((super::legs::CLIENT_PORT, port)),
         icmp_type: None,
-        syn: true,
+        flags: Packet::SYN,
         state: State::New,
         mac: None,
         way_back: Some(client.clone()),

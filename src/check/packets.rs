@@ -106,11 +106,7 @@ fn packet(traveller: &Traveller) -> Option<Packet> {
         source: traveller.source,
         destination: traveller.destination,
         ports: traveller.ports,
-        flags: if traveller.syn {
-            Packet::SYN
-        } else {
-            Packet::ACK
-        },
+        flags: traveller.flags,
         connection: match traveller.state {
             State::New => Connection::New(traveller.connection_mark),
             State::Established => Connection::Known(traveller.connection_mark),
@@ -182,7 +178,12 @@ pub fn traveller(
         protocol: 6,
         ports: Some(ports(number, session)),
         icmp_type: None,
-        syn: state == State::New,
+        flags: match (number, state) {
+            (_, State::New) => Packet::SYN,
+            (Number::ClientToAppliance | Number::ApplianceToServer, _) => Packet::ACK,
+            // The first answer of a session, which is the one that must find its way.
+            _ => Packet::SYN | Packet::ACK,
+        },
         state,
         mac: from_appliance
             .then(|| appliance.macs.first().copied())

@@ -206,7 +206,7 @@ fn sends_icmpv6_redirects(case: &Case<'_>, appliance: &Appliance, interface: &If
         protocol: 58,
         ports: None,
         icmp_type: Some(super::foreign::nft::REDIRECT),
-        syn: false,
+        flags: 0,
         state: super::foreign::State::Untracked,
         mac: None,
         way_back: None,

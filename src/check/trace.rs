@@ -199,8 +199,16 @@ pub fn follow(case: &Case<'_>, request: Request, asked: &Asked, kernel: bool) ->
     let appliance = case.policy.appliance_of(redirect)?;
     let mut legs_followed = Vec::new();
     let mut broken = None;
+    // What became of the two connections, the client's and the appliance's own, in their
+    // first packets: answers are judged by it.
+    let mut opened: [Option<(State, u32)>; 2] = [None, None];
     for leg in &asked.legs {
-        let followed = follow_leg(case, redirect, asked, leg, kernel);
+        let [of_client, of_appliance] = &mut opened;
+        let connection = match leg.number {
+            Number::ClientToAppliance | Number::ApplianceToClient => of_client,
+            Number::ApplianceToServer | Number::ServerToAppliance => of_appliance,
+        };
+        let followed = follow_leg(case, redirect, asked, leg, connection, kernel);
         if followed.verdict == Outcome::Astray && broken.is_none() {
             broken = Some(followed.leg);
         }
@@ -233,6 +241,7 @@ fn follow_leg(
     redirect: &Redirect,
     asked: &Asked,
     leg: &Leg,
+    connection: &mut Option<(State, u32)>,
     kernel: bool,
 ) -> TraceLeg {
     let (source_port, destination_port) = leg.question.tcp_ports.unwrap_or_default();
@@ -257,11 +266,7 @@ fn follow_leg(
         kernel: None,
         verdict: Outcome::AsExpected,
     };
-    let state = match leg.number {
-        Number::ClientToAppliance | Number::ApplianceToServer => State::New,
-        _ => State::Established,
-    };
-    let through = travel(case, asked, leg, state, &mut followed);
+    let through = travel(case, asked, leg, connection, &mut followed);
     followed.marks = if routing::packets_drifted(case) {
         followed.verdict = Outcome::Astray;
         "our packet rules are not in place; see `redirect check`".to_owned()
@@ -303,9 +308,17 @@ fn travel(
     case: &Case<'_>,
     asked: &Asked,
     leg: &Leg,
-    state: State,
+    connection: &mut Option<(State, u32)>,
     followed: &mut TraceLeg,
 ) -> Through {
+    let is_first = connection.is_none();
+    // An answer to what was not tracked fits no connection.
+    let state = match *connection {
+        None => State::New,
+        Some((State::Untracked, _)) => State::Other,
+        Some(_) => State::Established,
+    };
+
     let made = traveller(
         case.policy,
         &asked.session,
@@ -320,6 +333,9 @@ fn travel(
             connection_mark: 0,
         };
     };
+    if let Some((_, mark)) = *connection {
+        traveller.connection_mark = mark;
+    }
     let rules = with_ours(case);
     let mut ours = OurRules::new(case.policy);
     let mut events = Vec::new();
@@ -339,6 +355,9 @@ fn travel(
             &mut ours,
             &mut events,
         );
+    }
+    if is_first {
+        *connection = Some((traveller.state, traveller.connection_mark));
     }
     followed.others = events.iter().filter_map(event_words).collect();
     Through {

@@ -103,17 +103,12 @@ fn draft(args: &Init, facts: &Facts<'_>, terminal: &Terminal) -> Result<Draft, F
         if !given.is_empty() {
             return given.to_vec();
         }
-        match terminal.ask(question) {
-            Some(answer) => answer
-                .split([',', ' '])
-                .filter(|word| !word.is_empty())
-                .map(str::to_owned)
-                .collect(),
-            None => {
-                missing.push(flag);
-                Vec::new()
-            }
-        }
+        let Some(answer) = terminal.ask(question) else {
+            missing.push(flag);
+            return Vec::new();
+        };
+        let words = answer.split([',', ' ']).filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
     };
     let appliance = ask(&args.appliance, "--appliance", "The appliance's addresses?");
     let clients = ask(
@@ -154,20 +149,7 @@ fn draft(args: &Init, facts: &Facts<'_>, terminal: &Terminal) -> Result<Draft, F
         .iter()
         .map(|word| parsed(word, "an address"))
         .collect::<Result<_, _>>()?;
-    let interface = match &args.interface {
-        Some(interface) => interface.to_string(),
-        None => appliance
-            .iter()
-            .find_map(|address| init::interface_of(facts.observed, *address))
-            .map(|name| name.to_string())
-            .ok_or_else(|| {
-                Failure::new(
-                    Exit::Lacking,
-                    "the appliance is not on-link at any interface of this router",
-                )
-                .hint("it must be a direct neighbour; name its interface with `--interface`")
-            })?,
-    };
+    let interface = interface(args, facts, &appliance)?;
     let servers = servers
         .iter()
         .map(|word| {
@@ -193,6 +175,23 @@ fn draft(args: &Init, facts: &Facts<'_>, terminal: &Terminal) -> Result<Draft, F
         table: None,
         mark: None,
     })
+}
+
+fn interface(args: &Init, facts: &Facts<'_>, appliance: &[IpAddr]) -> Result<String, Failure> {
+    if let Some(interface) = &args.interface {
+        return Ok(interface.to_string());
+    }
+    appliance
+        .iter()
+        .find_map(|address| init::interface_of(facts.observed, *address))
+        .map(|name| name.to_string())
+        .ok_or_else(|| {
+            Failure::new(
+                Exit::Lacking,
+                "the appliance is not on-link at any interface of this router",
+            )
+            .hint("it must be a direct neighbour; name its interface with `--interface`")
+        })
 }
 
 fn wrong(word: &str, wanted: &str) -> Failure {

@@ -24,7 +24,7 @@ use crate::terminal::Terminal;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Programs to run, by the name of the file that takes their output. Nothing here shows a
-/// key: WireGuard's and IPsec's are shown by other commands, and by files that are not read.
+/// key: those of `WireGuard` and `IPsec` are shown by other commands, and by files that are not read.
 const PROGRAMS: [(&str, &[&str]); 16] = [
     ("rules.txt", &["ip", "-details", "rule"]),
     ("rules6.txt", &["ip", "-6", "-details", "rule"]),

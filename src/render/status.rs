@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::net::{Family, Networks};
+use crate::net::{Family, Networks, Range};
 use crate::policy::{Policy, Redirect};
 use crate::rules::Leg;
 use crate::terminal::{Style, paint};
@@ -170,8 +170,8 @@ pub fn picture(
 /// The first networks, and how many more there are.
 fn networks(servers: &Networks) -> String {
     const SHOWN: usize = 3;
-    let v4 = servers.v4.iter().flat_map(|range| range.prefixes());
-    let v6 = servers.v6.iter().flat_map(|range| range.prefixes());
+    let v4 = servers.v4.iter().flat_map(Range::<u32>::prefixes);
+    let v6 = servers.v6.iter().flat_map(Range::<u128>::prefixes);
     let mut all = v4.chain(v6);
     let shown: Vec<String> = all
         .by_ref()
@@ -238,6 +238,7 @@ pub struct State<'a> {
 
 /// For `node_exporter`'s textfile collector (the text format of Prometheus, version 0.0.4).
 #[must_use]
+#[expect(clippy::too_many_lines, reason = "one call a metric, nothing else")]
 pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {

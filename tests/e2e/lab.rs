@@ -444,7 +444,7 @@ fn script() -> PathBuf {
 }
 
 /// The command under test; `REDIRECT_PROGRAM` names another, such as the static one.
-fn under_test() -> String {
+pub fn under_test() -> String {
     std::env::var("REDIRECT_PROGRAM").unwrap_or_else(|_| BUILT.to_owned())
 }
 

@@ -10,6 +10,7 @@
 )]
 
 mod cases;
+mod check;
 mod equivalence;
 mod lab;
 mod snapshot;

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use super::{Chain, Effect, Hook, Rule, Ruleset, State, Step, Test, Which};
 use crate::net::{Family, IfName, MacAddr};
+#[cfg(doc)]
+use crate::rules::Packet;
 
 /// A packet on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +24,8 @@ pub struct Traveller {
     pub ports: Option<(u16, u16)>,
     /// Its ICMP type.
     pub icmp_type: Option<u8>,
-    /// Whether it is a bare SYN.
-    pub syn: bool,
+    /// Its TCP flags, as in [`Packet::SYN`].
+    pub flags: u8,
     /// What connection tracking says of it.
     pub state: State,
     /// Its Ethernet source.
@@ -333,12 +335,7 @@ fn holds(test: &Test, traveller: &Traveller) -> Option<bool> {
         Test::Family(family) => *family == traveller.family(),
         Test::Protocol(numbers) => numbers.contains(&traveller.protocol),
         Test::State(states) => states.contains(&traveller.state),
-        Test::TcpFlags { mask, set } => {
-            const SYN: u8 = 0x02;
-            const ACK: u8 = 0x10;
-            let flags = if traveller.syn { SYN } else { ACK };
-            traveller.ports.is_some() && flags & mask == *set
-        }
+        Test::TcpFlags { mask, set } => traveller.ports.is_some() && traveller.flags & mask == *set,
         Test::PacketMark { mask, values } => values.contains(&(traveller.mark & mask)),
         Test::ConnectionMark { mask, values } => {
             traveller.state != State::Untracked
