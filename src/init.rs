@@ -71,6 +71,8 @@ pub struct Entry {
 /// What a first policy is to say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Draft {
+    /// The appliance's name; empty: `scb`, as the vendor's manual calls its table.
+    pub name: String,
     /// The appliance's addresses.
     pub appliance: Vec<IpAddr>,
     /// Where it is.
@@ -296,7 +298,15 @@ impl ByHand {
             .find(|mask| self.mark & !mask == 0)
             .unwrap_or(u32::MAX);
         let usual = mask == 0xff && self.mark == 1;
+        let is_named_scb =
+            |(number, name, _): &(u32, String, std::path::PathBuf)| name == "scb" && *number == 103;
         Draft {
+            // The old table keeps its name until it goes.
+            name: if facts.observed.table_names.others.iter().any(is_named_scb) {
+                "recorder".to_owned()
+            } else {
+                String::new()
+            },
             appliance: self.appliance.clone(),
             interface: self.interface.to_string(),
             entries: self.entries.clone(),
@@ -425,8 +435,13 @@ pub fn policy_text(draft: &Draft, facts: &Facts<'_>) -> String {
     let addresses = list(draft.appliance.iter().map(ToString::to_string));
     _ = writeln!(
         text,
-        "[appliance.scb]\naddress   = {addresses}\ninterface = \"{}\"",
-        draft.interface
+        "[appliance.{name}]\naddress   = {addresses}\ninterface = \"{}\"",
+        draft.interface,
+        name = if draft.name.is_empty() {
+            "scb"
+        } else {
+            &draft.name
+        },
     );
     for (interface, neighbour) in facts.neighbours {
         if interface.as_str() == draft.interface

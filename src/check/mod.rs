@@ -30,7 +30,7 @@ use crate::net::Family;
 use crate::observation::Observed;
 use crate::plan::planner::Planned;
 use crate::plan::{Change, Plan};
-use crate::policy::Policy;
+use crate::policy::{Established, Policy};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -299,13 +299,22 @@ pub fn check(case: &Case<'_>) -> Report {
         let mend = finding.mend.clone();
         told.insert((finding.code, finding.subject.clone(), mend, found))
     });
+    let mut not_checked = case.surroundings.unseen.clone();
+    let cuts = !case.in_force && case.policy.options.established == Established::Redirect;
+    if cuts && case.surroundings.open_sessions.is_none() {
+        not_checked.push(Unseen {
+            what: "sessions that apply would cut".to_owned(),
+            why: "nothing on this router tracks connections yet, so they cannot be counted"
+                .to_owned(),
+        });
+    }
     findings.sort_by_key(|finding| finding.severity);
     Report {
         in_force: case.in_force,
         findings,
         sessions,
         probes: case.surroundings.probes.clone(),
-        not_checked: case.surroundings.unseen.clone(),
+        not_checked,
     }
 }
 

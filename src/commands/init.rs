@@ -163,6 +163,7 @@ fn draft(args: &Init, facts: &Facts<'_>, terminal: &Terminal) -> Result<Draft, F
         .map(|word| ports_of(word))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Draft {
+        name: String::new(),
         appliance,
         interface,
         entries: vec![Entry {

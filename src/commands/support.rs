@@ -17,7 +17,6 @@ use crate::failure::{Exit, Failure};
 use crate::journal::Journal;
 use crate::kernel::{files, process};
 use crate::policy::{self, Source};
-use crate::render::json;
 use crate::terminal::Terminal;
 
 /// What each program may take.
@@ -156,8 +155,9 @@ impl Pack {
     }
 
     fn json(&mut self, name: &str, value: &impl Serialize) {
-        match serde_json::to_value(value) {
-            Ok(value) => self.add(name, &json::pretty(&value)),
+        // As text at once: `serde_json`'s own values have no room for IPv6 addresses as numbers.
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => self.add(name, &format!("{text}\n")),
             Err(error) => self.missing.push(format!("{name}: {error}")),
         }
     }

@@ -50,7 +50,8 @@ pub fn gather(policy: &Policy, observed: &Observed, router: &mut Router) -> Surr
             .lookup(question)
             .map_err(|error| error.to_string())
     });
-    found.open_sessions = noted(&mut found.unseen, "open sessions", open_sessions(policy));
+    let counted = noted(&mut found.unseen, "open sessions", open_sessions(policy));
+    found.open_sessions = counted.flatten();
     found
 }
 
@@ -268,7 +269,9 @@ fn output(program: &str, arguments: &[&str]) -> Result<String, KernelError> {
 }
 
 /// By redirect: established sessions that it would take and that do not bear its mark.
-fn open_sessions(policy: &Policy) -> Result<BTreeMap<usize, u64>, KernelError> {
+/// `None` where no connection at all is tracked.
+fn open_sessions(policy: &Policy) -> Result<Option<BTreeMap<usize, u64>>, KernelError> {
+    let mut tracked = false;
     let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
     let takes = |connection: &Connection| {
         policy.redirects.iter().position(|redirect| {
@@ -282,6 +285,7 @@ fn open_sessions(policy: &Policy) -> Result<BTreeMap<usize, u64>, KernelError> {
         })
     };
     Conntrack::open()?.count(None, |connection| {
+        tracked = true;
         if connection.is_established_tcp()
             && let Some(index) = takes(connection)
         {
@@ -289,7 +293,7 @@ fn open_sessions(policy: &Policy) -> Result<BTreeMap<usize, u64>, KernelError> {
         }
         false
     })?;
-    Ok(counts)
+    Ok(tracked.then_some(counts))
 }
 
 /// Where systemd-networkd looks for its configuration, the first one last, for it wins.
