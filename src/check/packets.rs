@@ -450,10 +450,25 @@ impl Way<'_> {
 
     fn hidden(&self, events: &[Event<'_>]) -> Option<Finding> {
         let event = events.iter().find(|event| event.what == What::SourceNat)?;
+        let (severity, why) = if self.redirect.snat {
+            (
+                Severity::Error,
+                "the appliance sees the router's address and not the client's, and dials the server with it: the router drops such packets, and sessions hang",
+            )
+        } else {
+            (
+                Severity::Warning,
+                "the appliance sees the router's address and not the client's: its records name the wrong client",
+            )
+        };
         Some(
-            Finding::warning("client-hidden", self.subject())
-                .found(format!("{}: {}", self.leg_words(), place(event.site, "rewrites its source")))
-                .why("the appliance sees the router's address and not the client's: its records name the wrong client")
+            Finding::new(severity, "client-hidden", self.subject())
+                .found(format!(
+                    "{}: {}",
+                    self.leg_words(),
+                    place(event.site, "rewrites its source")
+                ))
+                .why(why)
                 .owner(event.site.chain.owner(event.site.rule))
                 .mend(self.before(event.site, &Match::Leaving)),
         )

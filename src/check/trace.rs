@@ -356,6 +356,28 @@ fn travel(
             &mut events,
         );
     }
+    if arrives && leg.number == Number::ClientToAppliance {
+        let seen = events.len();
+        walk::pass(
+            &rules,
+            Hook::Postrouting,
+            &mut traveller,
+            &mut ours,
+            &mut events,
+        );
+        // The appliance would dial the server with the router's own address, which the router
+        // drops when it comes in.
+        let hidden = events
+            .iter()
+            .skip(seen)
+            .any(|event| event.what == What::SourceNat);
+        let snat = case
+            .policy
+            .redirects
+            .get(asked.session.redirect)
+            .is_some_and(|redirect| redirect.snat);
+        arrives = !(hidden && snat);
+    }
     if is_first {
         *connection = Some((traveller.state, traveller.connection_mark));
     }
