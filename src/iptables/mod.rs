@@ -357,6 +357,9 @@ pub struct Set {
     pub family: Family,
     /// Sorted; none with prefix length 0, which `hash:net` does not take.
     pub networks: Vec<IpNet>,
-    /// Whatever ours never have: another type, elements with options.
+    /// Its type and options in the words of `ipset save`, where they are not as in ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_kind: Option<String>,
+    /// Elements that ours never have, in the words of `ipset save`, sorted.
     pub others: Vec<String>,
 }

@@ -438,6 +438,7 @@ pub fn sets(text: &str) -> Result<Vec<Set>, ParseError> {
     let mut sets: Vec<_> = sets.into_values().collect();
     for set in &mut sets {
         set.networks.sort();
+        set.others.sort();
     }
     Ok(sets)
 }
@@ -447,12 +448,13 @@ fn set_line(line: &str, sets: &mut BTreeMap<String, Set>) -> Option<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match *words.as_slice() {
         ["create", name, ref kind @ ..] if is_ours(name) => {
-            let (family, others) = set_kind(kind);
+            let (family, is_ours) = set_kind(kind);
             let set = Set {
                 name: name.to_owned(),
                 family,
                 networks: Vec::new(),
-                others,
+                foreign_kind: (!is_ours).then(|| kind.join(" ")),
+                others: Vec::new(),
             };
             sets.insert(name.to_owned(), set);
         }
@@ -469,31 +471,20 @@ fn set_line(line: &str, sets: &mut BTreeMap<String, Set>) -> Option<()> {
     Some(())
 }
 
-/// The family of a set, and what about it is not as in ours.
-fn set_kind(words: &[&str]) -> (Family, Vec<String>) {
-    let mut others = Vec::new();
+/// The family of a set, and whether the set is of the kind of ours.
+fn set_kind(words: &[&str]) -> (Family, bool) {
     let mut family = Family::V4;
-    let [kind, options @ ..] = words else {
-        return (family, vec!["no type".to_owned()]);
-    };
-    if *kind != "hash:net" {
-        others.push((*kind).to_owned());
-    }
-    let mut options = options.iter();
+    let mut is_ours = words.first() == Some(&"hash:net");
+    let mut options = words.iter().skip(1);
     while let Some(option) = options.next() {
-        match *option {
-            "family" => {
-                family = match options.next().copied() {
-                    Some("inet6") => Family::V6,
-                    _ => Family::V4,
-                }
-            }
+        match (*option, options.next().copied()) {
+            ("family", Some("inet6")) => family = Family::V6,
             // How the kernel stores it; these do not change what is in it.
-            "hashsize" | "maxelem" | "bucketsize" | "initval" => _ = options.next(),
-            other => others.push(other.to_owned()),
+            ("family", Some("inet")) | ("hashsize" | "maxelem" | "bucketsize" | "initval", _) => {}
+            _ => is_ours = false,
         }
     }
-    (family, others)
+    (family, is_ours)
 }
 
 #[cfg(test)]
@@ -697,7 +688,11 @@ COMMIT
         let networks: Vec<_> = sets[0].networks.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["10.20.0.0/30", "10.20.0.7/32"]);
         assert_eq!(sets[0].others, ["10.20.1.0/24 nomatch"]);
-        assert!(sets[1].others.contains(&"bitmap:port".to_owned()));
+        assert_eq!(sets[0].foreign_kind, None);
+        assert_eq!(
+            sets[1].foreign_kind.as_deref(),
+            Some("bitmap:port range 0-5")
+        );
         assert!(super::sets("add scb-redirect-y 1.2.3.4\n").is_err());
         assert!(super::sets("ipset v7.17: error\n").is_err());
     }

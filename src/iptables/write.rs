@@ -247,13 +247,19 @@ pub fn set_input(set: &Set, name: &str) -> String {
         Family::V4 => "inet",
         Family::V6 => "inet6",
     };
-    let mut input = format!("create {name} hash:net family {family}");
-    if set.networks.len() > DEFAULT_MAXELEM {
+    let mut input = match &set.foreign_kind {
+        Some(kind) => format!("create {name} {kind}"),
+        None => format!("create {name} hash:net family {family}"),
+    };
+    if set.networks.len() > DEFAULT_MAXELEM && set.foreign_kind.is_none() {
         let _ = write!(input, " maxelem {}", set.networks.len());
     }
     input.push('\n');
     for network in &set.networks {
         let _ = writeln!(input, "add {name} {}", element(network));
+    }
+    for other in &set.others {
+        let _ = writeln!(input, "add {name} {other}");
     }
     input
 }

@@ -609,6 +609,7 @@ fn play(plan: &Plan) -> Result<(), KernelError> {
                             name: name.clone(),
                             family: *family,
                             networks: Vec::new(),
+                            foreign_kind: None,
                             others: Vec::new(),
                         };
                         create_set(&set, &name)?;
@@ -663,7 +664,7 @@ mod tests {
     use super::*;
     use crate::policy::Policy;
     use crate::rules::iptables::render;
-    use crate::test_support::own_network;
+    use crate::test_support::{own_network, own_table_names};
 
     /// Others' rules, among which ours must leave no trace. One refers to the other.
     const OTHERS: &str = "*mangle\n:theirs - [0:0]\n-A PREROUTING -i lo -m comment --comment \"a \\\"b\\\" scb-redirect\" -j MARK --set-xmark 0x100/0x100\n-A PREROUTING -j theirs\n-A theirs -p udp -m limit --limit 5/min -j RETURN\n-A FORWARD -j theirs\nCOMMIT\n*filter\n-A FORWARD -s 192.0.2.0/24 -j DROP\nCOMMIT\n";
@@ -801,5 +802,139 @@ mod tests {
         if own_network("nft rules") {
             comes_and_goes(Variant::Nft);
         }
+    }
+
+    /// A shell's reading of the same changes.
+    fn script(plan: &Plan) {
+        let script = crate::render::shell::script(plan, &[]);
+        run("sh", &["-eu", "-c", &script], "");
+    }
+
+    /// What `ipset save` says, without the seeds of its hashes, which are random.
+    fn sets_listing() -> Vec<String> {
+        let text = run("ipset", &["save"], "");
+        let mut lines: Vec<String> = text
+            .lines()
+            .map(|line| line.split(" initval").next().unwrap().to_owned())
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn the_commands_that_are_printed_do_the_same() {
+        for variant in Variant::ALL {
+            let play = move |how: fn(&Plan)| {
+                let outcome = std::thread::spawn(move || {
+                    if !own_network("printed commands") {
+                        return None;
+                    }
+                    let mut seen = Vec::new();
+                    for wanted in [
+                        render(&policy(2, &[3389]), true).unwrap(),
+                        render(&policy(40, &[22, 3389]), true).unwrap(),
+                        render(&policy(41, &[22]), false).unwrap(),
+                        crate::rules::iptables::Rendered::default(),
+                    ] {
+                        how(&changes(variant, &observe().unwrap(), &wanted));
+                        seen.push((listing(variant), sets_listing()));
+                    }
+                    Some(seen)
+                });
+                outcome.join().unwrap()
+            };
+            assert_eq!(play(carry_out), play(script), "{variant}");
+        }
+    }
+
+    #[test]
+    fn whatever_others_do_to_ours_is_seen_and_mended() {
+        for variant in Variant::ALL {
+            std::thread::spawn(move || {
+                if !own_network("drift") {
+                    return;
+                }
+                let wanted = render(&policy(40, &[22, 3389]), true).unwrap();
+                carry_out(&changes(variant, &observe().unwrap(), &wanted));
+                let set = &wanted.sets[0].name;
+                for harm in [
+                    "$I -t mangle -I PREROUTING 1 -p udp -j ACCEPT",
+                    "$I -t mangle -D PREROUTING -j scb-redirect",
+                    "$I -t mangle -A PREROUTING -j scb-redirect",
+                    "$I -t mangle -A POSTROUTING -o lo -g scb-redirect-marked",
+                    "$I -t mangle -F scb-redirect-to-scb",
+                    "$I -t mangle -I scb-redirect-in-eth0 1 -m limit --limit 1/sec -m comment --comment 'a \"b\" c' -j ACCEPT",
+                    "$I -t mangle -R scb-redirect-to-scb 1 -j MARK --set-xmark 0x2/0xff",
+                    "$I -t mangle -N scb-redirect-x; $I -t mangle -A scb-redirect-x -j LOG",
+                    "ipset add $S 192.0.2.0/24",
+                    "ipset flush $S; ipset add $S 192.0.2.0/24 nomatch",
+                    "$I -t mangle -F; $I -t mangle -X",
+                ] {
+                    let harm = harm.replace("$I", variant.command()).replace("$S", set);
+                    run("sh", &["-eu", "-c", &harm], "");
+                    let mending = changes(variant, &observe().unwrap(), &wanted);
+                    assert_ne!(mending, Plan::default(), "{variant}: not seen: {harm}");
+                    let harmed = (listing(variant), sets_listing());
+                    carry_out(&mending);
+                    let now = observe().unwrap();
+                    assert_eq!(changes(variant, &now, &wanted), Plan::default(), "{variant}: {harm}");
+                    // And taken back it is as somebody left it, to the word.
+                    if !harm.contains("-F; ") {
+                        for change in mending.clone().inverse().changes {
+                            perform(&change).unwrap_or_else(|error| panic!("{harm}: {error}"));
+                        }
+                        assert_eq!((listing(variant), sets_listing()), harmed, "{variant}: {harm}");
+                        carry_out(&changes(variant, &observe().unwrap(), &wanted));
+                    }
+                    let others = format!("{variant} -t mangle -D PREROUTING -p udp -j ACCEPT 2>&1 || true");
+                    run("sh", &["-c", &others], "");
+                }
+            })
+            .join()
+            .unwrap();
+        }
+    }
+
+    /// The directory of iptables' extensions.
+    fn extensions() -> Option<std::path::PathBuf> {
+        [
+            "/usr/lib/x86_64-linux-gnu/xtables",
+            "/usr/lib/aarch64-linux-gnu/xtables",
+            "/usr/lib64/xtables",
+            "/usr/lib/xtables",
+        ]
+        .into_iter()
+        .map(std::path::PathBuf::from)
+        .find(|path| path.is_dir())
+    }
+
+    #[test]
+    fn a_missing_extension_is_found_before_anything_is_changed() {
+        let Some(extensions) = extensions() else {
+            eprintln!("SKIPPED a missing extension: the extensions of iptables were not found");
+            return;
+        };
+        if !own_network("a missing extension") || !own_table_names("a missing extension") {
+            return;
+        }
+        let none = None::<&str>;
+        nix::mount::mount(
+            Some("tmpfs"),
+            &extensions,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            none,
+        )
+        .unwrap();
+        let wanted = render(&policy(1, &[22]), false).unwrap();
+        let plan = changes(Variant::Legacy, &observe().unwrap(), &wanted);
+        let error = rehearse(&plan).unwrap_err();
+        assert_eq!(error.kind, FailureKind::Lacking, "{error}");
+        assert!(error.hint.is_some(), "{error}");
+        assert_eq!(
+            legacy_tables(Family::V4).unwrap(),
+            "",
+            "nothing was changed"
+        );
     }
 }

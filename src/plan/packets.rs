@@ -251,3 +251,133 @@ fn sets_to_remove(rendered: &Rendered, iptables: &Iptables) -> Vec<Change> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iptables::{Frame, Version};
+    use crate::observation::IptablesRules;
+    use crate::test_support::policy;
+
+    fn wanting(backend: &str, network: &str) -> Policy {
+        policy(&format!(
+            "version = 1\n[appliance.scb]\naddress = [\"10.30.0.2\", \"fd00:30::2\"]\ninterface = \"sps0\"\n[[redirect]]\nname = \"rdp\"\nclient_interface = \"eth0\"\nserver_network = \"{network}\"\nport = 3389\nsnat = false\n[options]\nbackend = \"{backend}\"\n"
+        ))
+    }
+
+    fn program(variant: Variant, command: &str, others: bool) -> IptablesProgram {
+        let rules = IptablesRules {
+            others,
+            ..IptablesRules::default()
+        };
+        IptablesProgram {
+            variant,
+            command: command.to_owned(),
+            version: Version(1, 8, 9),
+            families: [(Family::V4, rules)].into(),
+        }
+    }
+
+    fn router(policy: &Policy, programs: Vec<IptablesProgram>) -> Observed {
+        let mut observed = Observed::clean(policy);
+        observed.iptables.programs = programs;
+        observed
+    }
+
+    #[test]
+    fn the_variant_in_use_is_taken_and_two_are_refused() {
+        let policy = wanting("iptables", "10.20.0.0/24");
+        let legacy = |others| program(Variant::Legacy, "iptables-legacy", others);
+        let nft = |others| program(Variant::Nft, "iptables", others);
+        for (programs, wanted) in [
+            (vec![nft(false), legacy(false)], Ok("iptables")),
+            (vec![nft(false), legacy(true)], Ok("iptables-legacy")),
+            (vec![nft(true), legacy(false)], Ok("iptables")),
+            (vec![nft(true), legacy(true)], Err("both hold rules")),
+            (vec![], Err("no `iptables`")),
+        ] {
+            let observed = router(&policy, programs);
+            match (backend(&policy, &observed), wanted) {
+                (Ok(Backend::Iptables(found)), Ok(wanted)) => assert_eq!(found.command, wanted),
+                (Err(refusal), Err(wanted)) => {
+                    assert!(refusal.message.contains(wanted), "{}", refusal.message);
+                    assert!(!refusal.hint.is_empty());
+                }
+                (found, wanted) => panic!("{found:?}, wanted {wanted:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn auto_is_nftables_where_the_kernel_has_it() {
+        let policy = wanting("auto", "10.20.0.0/24");
+        let programs = vec![program(Variant::Legacy, "iptables", false)];
+        let mut observed = router(&policy, programs);
+        assert_eq!(backend(&policy, &observed), Ok(Backend::Nftables));
+        observed.nftables_availability = Availability::Missing("no module".to_owned());
+        assert!(matches!(
+            backend(&policy, &observed),
+            Ok(Backend::Iptables(_))
+        ));
+        observed.iptables.programs.clear();
+        let refusal = backend(&policy, &observed).unwrap_err();
+        assert!(refusal.message.contains("no module"), "{refusal:?}");
+    }
+
+    #[test]
+    fn ip6tables_is_needed_only_for_ipv6() {
+        let programs = || vec![program(Variant::Legacy, "iptables", false)];
+        let policy = wanting("iptables", "fd00:20::/64");
+        let refusal = backend(&policy, &router(&policy, programs())).unwrap_err();
+        assert!(refusal.message.contains("ip6tables-restore"), "{refusal:?}");
+        let policy = wanting("iptables", "10.20.0.0/24");
+        assert!(backend(&policy, &router(&policy, programs())).is_ok());
+    }
+
+    #[test]
+    fn what_comes_is_in_force_before_what_goes_is_out() {
+        let iptables = wanting("iptables", "10.20.0.0/24");
+        let nftables = wanting("nftables", "10.20.0.0/24");
+        let mut observed = router(&iptables, vec![program(Variant::Nft, "iptables", false)]);
+        let ledger = Ledger::default();
+        observed.nftables = rules::nftables::table(&nftables);
+        let (changes, _) = changes(&iptables, &observed, &ledger).unwrap();
+        assert!(
+            matches!(
+                changes.as_slice(),
+                [
+                    Change::Frame { .. },
+                    Change::Iptables { .. },
+                    Change::Nftables { to: None, .. }
+                ]
+            ),
+            "{changes:?}"
+        );
+        // And back, with what iptables-nft made for it: known from the ledger alone.
+        let ledger = ledger.after(&crate::plan::Plan {
+            changes: changes.clone(),
+        });
+        let rendered = rules::iptables::render(&iptables, true).unwrap();
+        let found = observed.iptables.programs[0]
+            .families
+            .get_mut(&Family::V4)
+            .unwrap();
+        found.ours = rendered.rulesets[&Family::V4].clone();
+        found.frame = Frame::default().with(["FORWARD", "PREROUTING", "INPUT"].map(str::to_owned));
+        observed.nftables = None;
+        let (back, _) = super::changes(&nftables, &observed, &ledger).unwrap();
+        let [
+            Change::Nftables { to: Some(_), .. },
+            Change::Iptables { to, .. },
+            Change::Frame { to: frame, .. },
+        ] = back.as_slice()
+        else {
+            panic!("{back:?}");
+        };
+        assert!(to.is_empty());
+        // Somebody else's chain holds the table.
+        assert_eq!(*frame, Frame::default().with(["INPUT".to_owned()]));
+        let (unknown, _) = super::changes(&nftables, &observed, &Ledger::default()).unwrap();
+        assert_eq!(unknown.len(), 2, "what we did not make stays");
+    }
+}

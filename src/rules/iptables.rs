@@ -699,6 +699,7 @@ impl<'p> Renderer<'p> {
             name: name.clone(),
             family: self.family,
             networks,
+            foreign_kind: None,
             others: Vec::new(),
         };
         self.sets.insert(name.clone(), set);
@@ -798,4 +799,170 @@ fn port_groups(redirect: &Redirect) -> Vec<Vec<PortRange>> {
         }
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::test_support::policy;
+
+    fn redirecting(networks: &[String], ports: &str, interfaces: &str, options: &str) -> Policy {
+        policy(&format!(
+            r#"
+            version = 1
+            [appliance.an-appliance-with-a-long-name]
+            address = ["10.30.0.2", "fd00:30::2"]
+            interface = "sps0"
+            [[redirect]]
+            name = "remote-desktop-of-the-branches"
+            client_interface = {interfaces}
+            server_network = {networks:?}
+            port = {ports}
+            snat = true
+            {options}
+            "#
+        ))
+    }
+
+    fn networks(count: usize) -> Vec<String> {
+        let network = |at: usize| format!("10.20.{}.{}/32", at / 100, at % 100 * 2);
+        (0..count).map(network).collect()
+    }
+
+    fn rules(rendered: &Rendered) -> impl Iterator<Item = &Rule> {
+        let chains = rendered.rulesets.values().flat_map(|r| r.chains.values());
+        chains.flatten()
+    }
+
+    #[test]
+    fn names_fit_and_every_chain_that_is_led_to_is_there() {
+        let interfaces = r#"["eth0", "ppp*", "ppp0", "ppp", "a-long-interfa*", "a-long-interfac"]"#;
+        for options in [
+            "",
+            "except_client = [\"10.1.0.0/30\", \"10.2.0.0/30\"]\n[options]\nestablished = \"keep\"",
+        ] {
+            for (count, sets) in [(1, true), (300, true), (300, false)] {
+                let policy = redirecting(&networks(count), "3389", interfaces, options);
+                let rendered = render(&policy, sets).unwrap();
+                let ruleset = &rendered.rulesets[&Family::V4];
+                for name in ruleset.chains.keys() {
+                    assert!(name.len() <= CHAIN_NAME_MAX, "{name}");
+                    assert!(crate::iptables::is_ours(name), "{name}");
+                }
+                let mut led_to: BTreeSet<&str> = [PREROUTING_CHAIN, FORWARD_CHAIN].into();
+                led_to.extend(rules(&rendered).filter_map(|rule| rule.target.chain()));
+                let there: BTreeSet<&str> = ruleset.chains.keys().map(String::as_str).collect();
+                assert_eq!(led_to, there);
+                for set in &rendered.sets {
+                    assert!(set.name.len() < SET_NAME_MAX, "{}", set.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plus_at_the_end_is_a_wildcard_to_iptables() {
+        let rendered = |interfaces: &[&str]| {
+            let mut policy = redirecting(&networks(1), "22", "\"eth0\"", "");
+            policy.redirects[0].client_interfaces = interfaces
+                .iter()
+                .map(|pattern| IfPattern::new(pattern).unwrap())
+                .collect();
+            render(&policy, true)
+        };
+        assert_eq!(
+            rendered(&["tun+"]),
+            Err(Unsayable::Plus(IfName::new("tun+").unwrap()))
+        );
+        // `tun+*` is all that begin with `tun+`, which iptables writes `tun++`.
+        let words: Vec<_> = rules(&rendered(&["tun+*", "exactly15-chars*"]).unwrap())
+            .flat_map(Rule::words)
+            .collect();
+        assert!(words.contains(&"tun++".to_owned()));
+        assert!(words.contains(&"exactly15-chars".to_owned()));
+    }
+
+    #[test]
+    fn a_multiport_takes_fifteen_numbers_and_a_range_counts_two() {
+        let ports: Vec<String> = (0..20)
+            .map(|at| format!("\"{}-{}\"", at * 10 + 1, at * 10 + 5))
+            .collect();
+        let ports = format!("[{}, 7]", ports.join(", "));
+        let policy = redirecting(&networks(1), &ports, "\"eth0\"", "");
+        let groups = port_groups(&policy.redirects[0]);
+        assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), 21);
+        for group in &groups {
+            let slots: usize = group
+                .iter()
+                .map(|range| if range.first == range.last { 1 } else { 2 })
+                .sum();
+            assert!(slots <= MULTIPORT);
+        }
+        assert_eq!(groups.concat(), policy.redirects[0].ports.as_slice());
+    }
+
+    #[test]
+    fn many_networks_are_a_set_or_a_warning() {
+        let of = |count, sets| {
+            render(&redirecting(&networks(count), "22", "\"eth0\"", ""), sets).unwrap()
+        };
+        assert!(of(HANDFUL, true).sets.is_empty());
+        let (one, other) = (of(300, true), of(301, true));
+        assert_eq!((one.sets.len(), one.sets[0].networks.len()), (1, 300));
+        assert_ne!(
+            one.sets[0].name, other.sets[0].name,
+            "another content, another name"
+        );
+        assert!(one.warnings.is_empty());
+        assert!(of(MANY_RULES, false).warnings.is_empty());
+        let many = of(MANY_RULES + 1, false);
+        assert_eq!(many.warnings.len(), 1);
+        assert!(many.warnings[0].message.contains("201 server networks"));
+        // Once each leg, and other packets pass none of them.
+        let busy: Vec<_> = many.rulesets[&Family::V4]
+            .chains
+            .iter()
+            .filter(|(_, rules)| rules.len() > 100)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(busy.len(), 3, "{busy:?}");
+    }
+
+    #[test]
+    fn all_addresses_need_no_test_and_no_set() {
+        let mut policy = redirecting(&networks(1), "22", "\"eth0\"", "");
+        policy.redirects[0].servers =
+            Networks::merged(["0.0.0.0/1", "128.0.0.0/1"].map(|half| half.parse().unwrap()));
+        let rendered = render(&policy, true).unwrap();
+        assert!(rendered.sets.is_empty());
+        assert!(!rules(&rendered).any(|rule| {
+            rule.matches
+                .iter()
+                .any(|m| matches!(m, Match::Address { .. }))
+        }));
+        assert!(
+            !rendered.rulesets.contains_key(&Family::V6),
+            "nothing of IPv6 is redirected"
+        );
+    }
+
+    #[test]
+    fn the_seal_is_hooked_unless_sessions_may_pass() {
+        let hooks = |options| {
+            let rendered =
+                render(&redirecting(&networks(1), "22", "\"eth0\"", options), true).unwrap();
+            let hooks = &rendered.rulesets[&Family::V4].hooks;
+            hooks
+                .iter()
+                .map(|hook| hook.chain.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(hooks(""), ["FORWARD", "PREROUTING"]);
+        assert_eq!(
+            hooks("[options]\non_appliance_down = \"bypass\""),
+            ["PREROUTING"]
+        );
+    }
 }
