@@ -225,10 +225,41 @@ fn is_recorded(session: &Session) -> bool {
 
 /// Whether `trace` says that such a session is redirected.
 fn traced(lab: &Lab, from: &str, to: &str, interface: &str) -> bool {
-    let outcome = lab.redirect(&["trace", "--from", from, "--to", to, "--in", interface]);
+    traced_with(
+        lab,
+        &["trace", "--from", from, "--to", to, "--in", interface],
+    )
+}
+
+fn traced_with(lab: &Lab, words: &[&str]) -> bool {
+    let outcome = lab.redirect(words);
     assert!(matches!(outcome.code, 0 | 2), "{}", outcome.stderr);
     outcome.code == 0
 }
+
+const TRACE: &str = "\
+10.10.0.2:50000 to 10.20.0.2:3389, in on `eth0`: redirected by `rdp` through appliance `scb`
+
+leg 1, client to appliance: 10.10.0.2:50000 to 10.20.0.2:3389, in on `eth0`
+  marks   `rdp: from clients` takes it: packet mark 0x1, connection mark 0x1
+  route   rule 103 fwmark 0x1/0xff -> table 103 (scb): via 10.30.0.2 dev sps0
+  kernel  via 10.30.0.2 dev sps0: ok
+
+leg 2, appliance to server: 10.10.0.2:50000 to 10.20.0.2:3389, in on `sps0`
+  marks   `rdp: from the appliance` takes it: packet mark 0x0, connection mark 0x1
+  route   unmarked, as ever: dev eth1
+  kernel  dev eth1: ok
+
+leg 3, server to appliance: 10.20.0.2:3389 to 10.10.0.2:50000, in on `eth1`
+  marks   its connection is marked: packet mark 0x1, connection mark 0x1
+  route   rule 103 fwmark 0x1/0xff -> table 103 (scb): via 10.30.0.2 dev sps0
+  kernel  via 10.30.0.2 dev sps0: ok
+
+leg 4, appliance to client: 10.20.0.2:3389 to 10.10.0.2:50000, in on `sps0`
+  marks   from the appliance, so its packets stay unmarked: packet mark 0x0, connection mark 0x1
+  route   unmarked, as ever: dev eth0
+  kernel  dev eth0: ok
+";
 
 fn spoil(test: &str, spoilt: &[Spoilt]) {
     for (number, (when, how, code)) in spoilt.iter().enumerate() {
@@ -392,16 +423,63 @@ fn trace_agrees_with_what_packets_do() {
                 let said = traced(&lab, from[family], &to, interface);
                 let session = lab.ask(role, server, port);
                 assert_eq!(is_recorded(&session), said, "{role} to {to}: {session:?}");
+                let offline = [
+                    "trace",
+                    "--offline",
+                    "--from",
+                    from[family],
+                    "--to",
+                    &to,
+                    "--in",
+                ];
+                let offline = traced_with(&lab, &[offline.as_slice(), &[interface]].concat());
+                assert_eq!(offline, said, "offline, {role} to {to}");
                 ways += usize::from(said);
             }
         }
     }
     assert_eq!(ways, 4, "some go through the appliance, and some do not");
+    let from = [
+        "trace",
+        "--from",
+        "10.10.0.2:50000",
+        "--to",
+        "10.20.0.2:3389",
+    ];
+    assert_eq!(lab.redirect(&from).ended(0).stdout, TRACE);
     let excepted = lab.redirect(&["trace", "--from", "10.10.0.99", "--to", "10.20.0.2:3389"]);
     assert_eq!(
         excepted.ended(2).stdout,
         "10.10.0.99:40000 to 10.20.0.2:3389, in on `eth0`: not redirected, goes dev eth1\n  redirect `rdp`: 10.10.0.99 is an excepted client\n"
     );
+}
+
+#[test]
+fn a_rule_that_gets_before_our_iptables_chain_is_named() {
+    for variant in ["nft", "legacy"] {
+        let Some(lab) = Lab::up(&format!("check-before-{variant}"), &[]) else {
+            return;
+        };
+        tools(&lab);
+        // The commands of the variant that holds others' rules are the ones that are used.
+        lab.router(&format!(
+            "iptables-{variant} -A INPUT -p udp --dport 9 -j ACCEPT"
+        ));
+        lab.apply(&format!("{POLICY}[options]\nbackend = \"iptables\"\n"));
+        let (code, report) = check(&lab);
+        assert_eq!((code, codes(&report)), (0, vec![]), "{report:#}");
+        lab.router(&format!(
+            "iptables-{variant} -t mangle -I PREROUTING -p tcp --dport 3389 -j ACCEPT"
+        ));
+        let (code, report) = check(&lab);
+        assert_eq!(code, 2);
+        assert!(codes(&report).contains(&"accepted-before-us"), "{report:#}");
+        assert!(!traced(&lab, "10.10.0.2", "10.20.0.2:3389", "eth0"));
+        let session = lab.ask("client", SERVERS[0], 3389);
+        assert_eq!(session.way(), Some(Way::Direct), "{session:?}");
+        mend(&lab, variant);
+        assert!(is_recorded(&lab.ask("client", SERVERS[0], 3389)));
+    }
 }
 
 #[test]
