@@ -657,6 +657,59 @@ fn on_a_full_disk_and_on_a_read_only_one() {
     assert_eq!(router.snapshot(), pristine);
 }
 
+#[test]
+fn without_a_state_directory_and_with_a_damaged_journal() {
+    let Some(router) = prepared() else { return };
+    let pristine = router.snapshot();
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    let applied = router.snapshot();
+
+    // A damaged journal: nothing is built on it, but everything can be taken out.
+    router.shell("truncate --size 100 /var/lib/redirect/journal.json");
+    for command in [
+        &["apply", "/var/lib/policies/b.toml"][..],
+        &["repair"],
+        &["status"],
+    ] {
+        let output = router.redirect(command);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            error_of(&output).contains("`redirect teardown` works"),
+            "{}",
+            error_of(&output)
+        );
+    }
+    assert_eq!(router.snapshot(), applied);
+    let output = router.redirect(&["teardown"]);
+    assert!(output.status.success());
+    assert!(
+        error_of(&output).contains("journal.json.damaged-"),
+        "{}",
+        error_of(&output)
+    );
+    // What only the journal knew cannot be put back, and nothing else is left.
+    let by_hand =
+        "echo 1 > /proc/sys/net/ipv4/conf/sps0/rp_filter; rmdir /etc/iproute2/rt_tables.d";
+    let left = difference(&pristine, &router.snapshot());
+    assert_eq!(left.lines().count(), 3, "{left}");
+    assert!(left.contains("left over: ./rt_tables.d d 755"), "{left}");
+    assert!(
+        left.contains("left over: /proc/sys/net/ipv4/conf/sps0/rp_filter:2"),
+        "{left}"
+    );
+    router.shell(by_hand);
+
+    // No state directory, and none can be made.
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    router.shell("rm -r /var/lib/redirect; mount -o remount,ro /var/lib");
+    let output = router.redirect(&["apply", "/var/lib/policies/b.toml"]);
+    assert_eq!(output.status.code(), Some(1), "{}", error_of(&output));
+    assert_eq!(router.snapshot(), applied);
+    router.must(&["teardown"]);
+    router.shell(by_hand);
+    assert_eq!(router.snapshot(), pristine);
+}
+
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..300 {
         if holds() {

@@ -312,6 +312,34 @@ fn a_death_at_every_step_leaves_the_router_as_it_was() {
 }
 
 #[test]
+fn where_the_record_is_damaged_the_way_back_is_planned_anew() {
+    let mut deaths = 0;
+    for (name, a, b) in &pairs() {
+        let mut bench = Bench::new(&format!("damaged-{name}"), router(&[&a.0, &b.0]));
+        for (_, to) in stories(a, b) {
+            let before = bench.kernel.observed();
+            for step in 0.. {
+                bench.kernel.die(Some(Death::After(step)));
+                if !killed(|| bench.run(to)) {
+                    break;
+                }
+                deaths += 1;
+                bench.kernel.die(None);
+                let id = bench.journal().last();
+                std::fs::remove_file(bench.location.directory.join(format!("plan-{id}.json")))
+                    .unwrap();
+                bench
+                    .recover()
+                    .unwrap_or_else(|failure| panic!("{failure}"));
+                assert!(bench.kernel.observed() == before, "{name}, after {step}");
+            }
+            bench.kernel.die(None);
+        }
+    }
+    println!("{deaths} deaths tried without a record, 0 traces left");
+}
+
+#[test]
 fn a_drain_lets_open_sessions_end_where_they_began() {
     let (policy, source) = example("rdp-snat.toml", str::to_owned);
     let appliance = policy.appliances.first().unwrap();

@@ -79,7 +79,7 @@ fn row(entry: &Entry, result: &str) -> String {
         entry.started.to_string(),
         entry.kind.to_string(),
         entry.policy.as_ref().map_or("-", |digest| digest.short()),
-        entry.changes.len(),
+        entry.change_count(),
         entry.who,
     )
 }
@@ -117,6 +117,9 @@ fn show(
     ));
     for change in &entry.changes {
         terminal.note(&format!("#   {change}"));
+    }
+    if entry.more_changes > 0 {
+        terminal.note(&format!("#   and {} more", entry.more_changes));
     }
     if let Some(outcome) = &entry.outcome {
         terminal.note(&format!("# {outcome}"));

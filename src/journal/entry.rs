@@ -373,11 +373,27 @@ pub struct Entry {
     /// The policy that was in force before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Digest>,
-    /// What changed, one line an object.
+    /// What changed, one line an object; of very many, the first ones.
     pub changes: Vec<String>,
+    /// How many more there were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_changes: usize,
     /// How it ended; none while it has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl Entry {
+    /// How many changes it made, or was to make.
+    #[must_use]
+    pub fn change_count(&self) -> usize {
+        self.changes.len() + self.more_changes
+    }
 }
 
 /// One line for each change.

@@ -49,9 +49,14 @@ pub const FORMAT: u32 = 1;
 /// How many ended transactions are remembered.
 pub const HISTORY: usize = 100;
 
+/// How many of a transaction's changes the history names one by one. A policy that pins a
+/// setting of each of a thousand interfaces must not make every run write megabytes.
+const LINES: usize = 50;
+
 /// Bytes that a transaction's plan takes up on the disk beyond its own length, at least.
 const ROOM: usize = 16 * 1024;
 
+const NAMESPACE: &str = "/proc/self/ns/net";
 const JOURNAL: &str = "journal.json";
 
 /// Which state directory, during which boot.
@@ -474,7 +479,14 @@ impl Locked {
         invocation: Invocation,
         wait: Duration,
     ) -> Result<(Self, Option<PathBuf>), JournalError> {
-        let lock = lock(location, wait)?;
+        let lock = match lock(location, wait) {
+            // Nothing can be written down then, but what bears our marks can be removed. The
+            // router's own namespace stands in for the directory that cannot be made.
+            Err(error) if error.is_unwritable() => File::open(NAMESPACE)
+                .map_err(|source| JournalError::read(NAMESPACE.into(), source))
+                .and_then(|namespace| take(namespace, wait))?,
+            other => other?,
+        };
         let (journal, aside) = match Journal::read(location) {
             Ok(journal) => (journal, None),
             Err(JournalError::Damaged { .. }) => {
@@ -556,7 +568,8 @@ impl Locked {
             policy: digest.clone(),
             policy_name: policy.map(|source| source.name.clone()),
             before: before.policy.clone(),
-            changes: summary(plan),
+            changes: plan.changes.iter().take(LINES).map(summarise).collect(),
+            more_changes: plan.changes.len().saturating_sub(LINES),
             outcome: None,
         };
         let after = Applied {
@@ -718,9 +731,12 @@ fn encode(value: &impl Serialize, store: &Store) -> Result<String, JournalError>
 /// removes and remakes it meanwhile.
 fn lock(location: &Location, wait: Duration) -> Result<Lock, JournalError> {
     let store = Store::new(location.directory.clone());
-    let directory: File = store.open_or_create()?;
-    Lock::take(directory, wait).map_err(|directory| JournalError::Held {
-        holder: lock::holder(&directory),
+    take(store.open_or_create()?, wait)
+}
+
+fn take(file: File, wait: Duration) -> Result<Lock, JournalError> {
+    Lock::take(file, wait).map_err(|file| JournalError::Held {
+        holder: lock::holder(&file),
     })
 }
 
