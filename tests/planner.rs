@@ -359,6 +359,39 @@ impl Run {
     }
 }
 
+/// Whoever may not look is told so, and gets a plan all the same.
+#[test]
+fn what_cannot_be_seen_is_said() {
+    let wanted = Wanted {
+        two_appliances: false,
+        six: false,
+        snat: false,
+        shared: false,
+        table: 103,
+        priority: 103,
+        mask: "0xff",
+        rp_filter: "loose",
+        backend: "auto",
+        down: "block",
+        ports: 1,
+    };
+    let policy = wanted.policy();
+    let mut observed = Observed::clean(&policy);
+    let seen = plan(&policy, &observed, &Ledger::default(), Stage::Complete);
+    observed.nftables_availability = Availability::Unknown("Operation not permitted".to_owned());
+    let unseen = plan(&policy, &observed, &Ledger::default(), Stage::Complete);
+    assert_eq!(unseen.plan, seen.plan);
+    assert_eq!(seen.warnings, []);
+    let [warning] = &*unseen.warnings else {
+        panic!("{:?}", unseen.warnings);
+    };
+    assert!(
+        warning
+            .message
+            .contains("cannot be seen (Operation not permitted)")
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 

@@ -25,7 +25,7 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 use crate::engine::{Goal, Recovered, policy_in_force};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Journal, Location};
+use crate::journal::{self, Journal, JournalError, Location};
 use crate::kernel::router::Router;
 use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
@@ -233,19 +233,31 @@ fn report_recovered(recovered: &Recovered, terminal: &Terminal) {
     }
 }
 
-/// The plan of a command that changes nothing: no lock is taken, and no journal is made.
+/// The plan of a command that changes nothing: no lock is taken, no journal is made, and no
+/// privilege needed; what cannot be seen without is said.
 fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {
-    let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
-    let before = policy_in_force(&journal)?;
+    let (before, ledger, unread) = match Journal::read(&Location::new(journal::DIRECTORY)?) {
+        Ok(journal) => {
+            let before = policy_in_force(&journal)?;
+            (before, journal.in_force().ledger.clone(), None)
+        }
+        // A teardown without what it takes back would be none.
+        Err(error @ JournalError::NotPermitted { .. }) if !goal.policy.is_empty() => {
+            let unread = Finding {
+                key: None,
+                message: format!("{error}: what was applied before is not known"),
+                hint: "run it as root to plan from what was applied".to_owned(),
+            };
+            (Policy::default(), Ledger::default(), Some(unread))
+        }
+        Err(error) => return Err(error.into()),
+    };
     let observed = Router::open()?.observe(&Wish {
         policies: &[goal.policy, &before],
     })?;
-    Ok(planner::plan(
-        goal.policy,
-        &observed,
-        &journal.in_force().ledger,
-        goal.stage,
-    ))
+    let mut planned = planner::plan(goal.policy, &observed, &ledger, goal.stage);
+    planned.warnings.extend(unread);
+    Ok(planned)
 }
 
 /// The plan for a clean router that has what the policy names.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::drain::Drained;
-use super::{counted, plan_unlocked, report_recovered};
+use super::{counted, plan_unlocked, report_recovered, show_warnings};
 use crate::cli::{Format, Teardown};
 use crate::engine::{Engine, Goal, take_back_open};
 use crate::failure::{Exit, Failure};
@@ -25,6 +25,7 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     };
     if args.dry_run {
         let planned = plan_unlocked(&goal)?;
+        show_warnings(&planned, terminal);
         let about = [
             "What `redirect teardown` would do, as shell commands, in the same order.".to_owned(),
             "Nothing has been changed by printing them. To be run as root.".to_owned(),

@@ -101,6 +101,15 @@ pub fn changes(
     ledger: &Ledger,
 ) -> Result<(Vec<Change>, Vec<Finding>), Finding> {
     let mut warnings = Vec::new();
+    if let Availability::Unknown(why) = &observed.nftables_availability {
+        warnings.push(Finding {
+            key: None,
+            message: format!(
+                "the packet rules that are there cannot be seen ({why}): none of ours are assumed"
+            ),
+            hint: "run it as root to plan from what is there".to_owned(),
+        });
+    }
     let (mut table, mut chains) = (None, None);
     if !policy.is_empty() {
         match backend(policy, observed)? {
