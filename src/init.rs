@@ -3,7 +3,7 @@
 //! Where somebody has typed the vendor's procedure by hand (marks by iptables or nft, a rule
 //! that looks at them, a table with one route), it is recognised, and the policy says the same.
 //! That policy takes over the old mark, so that sessions which bear it stay with the appliance
-//! while the old rules go: [`removal`] has the commands, in an order that leaks nothing.
+//! while the old rules go: `removal` has the commands, in an order that leaks nothing.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;

@@ -2,7 +2,7 @@
 //!
 //! A rule is a list of typed [`Match`]es and a [`Target`]; whatever ours never have is
 //! kept verbatim, so that a chain can be put back exactly as it was found. [`parse`] reads
-//! the output of `iptables-save` and `ipset save`, [`write`] makes the input of their
+//! the output of `iptables-save` and `ipset save`, [`mod@write`] makes the input of their
 //! counterparts, and the commands that a person would type.
 
 pub mod parse;

@@ -20,7 +20,7 @@ pub enum IfNameError {
     /// Nothing there.
     #[error("an interface name cannot be empty")]
     Empty,
-    /// Over [`IFNAME_MAX`].
+    /// Over 15 bytes.
     #[error("{length} bytes long, the kernel takes at most {IFNAME_MAX}")]
     TooLong {
         /// Bytes found.
