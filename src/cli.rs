@@ -166,7 +166,7 @@ pub struct Apply {
     #[allow(missing_docs)]
     pub policy: PolicyArg,
     /// Go back by itself unless `redirect confirm` follows within this time: seconds, or `5m`
-    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["dry_run", "confirmed", "early"])]
+    #[arg(long, value_name = "TIME", value_parser = some_time, conflicts_with_all = ["dry_run", "confirmed", "early"])]
     pub confirm: Option<Duration>,
     /// Apply the policy that was confirmed last, as the journal keeps it; does nothing if there is none
     #[arg(long, conflicts_with = "policy")]
@@ -343,6 +343,14 @@ fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
         Err(_) => {
             Err("an address, or one with a port: `10.10.0.2:50000`, `[fd00::2]:50000`".to_owned())
         }
+    }
+}
+
+/// The same, but more than none.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("more than 0 is wanted; without --confirm it stays".to_owned()),
+        time => Ok(time),
     }
 }
 

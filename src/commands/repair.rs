@@ -42,7 +42,7 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
                 open.entry.id,
                 left.as_secs()
             ));
-            return Ok(Exit::Done);
+            return Ok(Exit::Pending);
         }
         Condition::Underway(_) | Condition::Interrupted(_) => {}
     }

@@ -54,7 +54,10 @@ impl Ledger {
         for change in &plan.changes {
             match change {
                 Change::Sysctl { sysctl, from, to } => after.wrote(sysctl, from, to),
-                Change::Directory { path, to: true, .. } => after.directories.push(path.clone()),
+                // Once is enough, though others may have removed it and we have made it anew.
+                Change::Directory { path, to: true, .. } if !after.directories.contains(path) => {
+                    after.directories.push(path.clone());
+                }
                 Change::Directory {
                     path, to: false, ..
                 } => {

@@ -262,19 +262,29 @@ impl Planner<'_> {
                 route.table == appliance.table && route.protocol != RouteProtocol::OURS
             });
             if let Some(route) = foreign {
-                self.refuse(
-                    key.clone(),
-                    format!(
+                // Where the table is ours already, somebody else's route in it must not keep us from
+                // putting back the rest: the seal holds whatever it leads to.
+                let is_ours = self.observed.routes.iter().any(|route| {
+                    route.table == appliance.table && route.protocol == RouteProtocol::OURS
+                }) || self.stage != Stage::Complete;
+                let findings = if is_ours {
+                    &mut self.planned.warnings
+                } else {
+                    &mut self.planned.refusals
+                };
+                findings.push(Finding {
+                    key: Some(key.clone()),
+                    message: format!(
                         "table {} is in use by others: it holds a route to {} that is not ours",
                         appliance.table,
                         route.destination.map_or_else(|| "default".to_owned(), |net| net.to_string()),
                     ),
-                    format!(
+                    hint: format!(
                         "look with `ip {} route show table {}`; take another table number, or remove that route",
                         route.family.ip_flag(),
                         appliance.table
                     ),
-                );
+                });
             }
             for (number, name, file) in &self.observed.table_names.others {
                 let (same_number, same_name) = (
@@ -336,16 +346,23 @@ impl Planner<'_> {
                 .is_some_and(|link| link.up)
                 && (is_link_local(address)
                     || self.observed.is_on_link(address, &appliance.interface));
-            if self.stage == Stage::Complete || ready {
+            let metric = match family {
+                // The kernel's defaults (`IP6_RT_PRIO_USER` is 1024).
+                Family::V4 => 0,
+                Family::V6 => 1024,
+            };
+            // Somebody else's route in this very place is not ours to replace.
+            let is_taken = self.observed.routes.iter().any(|route| {
+                route.protocol != RouteProtocol::OURS
+                    && (route.family, route.table, route.destination, route.metric)
+                        == (family, appliance.table, None, metric)
+            });
+            if self.stage == Stage::Complete || (ready && !is_taken) {
                 wanted.push(Route {
                     kind: RouteKind::Unicast,
                     via: Some(address),
                     interface: Some(appliance.interface.clone()),
-                    // The kernel's defaults (`IP6_RT_PRIO_USER` is 1024).
-                    metric: match family {
-                        Family::V4 => 0,
-                        Family::V6 => 1024,
-                    },
+                    metric,
                     ..base
                 });
             }

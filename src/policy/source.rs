@@ -344,12 +344,13 @@ fn unreadable(path: PathBuf, refusal: Refusal) -> Unreadable {
     Unreadable { path, reason, hint }
 }
 
-/// Opens for reading. A terminal does not become ours (`O_NOCTTY`).
+/// Opens for reading. A terminal does not become ours (`O_NOCTTY`), and a pipe that nobody writes
+/// to does not keep us waiting (`O_NONBLOCK`).
 fn open(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     File::options()
         .read(true)
-        .custom_flags((OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits())
+        .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits())
         .open(path)
 }
 
@@ -362,6 +363,12 @@ fn check_trust(file: &File, path: &Path) -> Result<(), Refusal> {
         return Err(Refusal::Unfit {
             reason: "it is a directory".to_owned(),
             hint: None,
+        });
+    }
+    if found.st_mode & nix::libc::S_IFMT != nix::libc::S_IFREG {
+        return Err(Refusal::Unfit {
+            reason: "it is not a regular file".to_owned(),
+            hint: Some("`-` reads the policy from standard input".to_owned()),
         });
     }
     let trusted = trusted_owners();

@@ -301,9 +301,10 @@ impl<'p> Model<'p> {
                 && redirect.ports.contains(port)
                 && !redirect.except_clients.contains(source)
         })?;
-        let is_taken = self
-            .appliances()
-            .any(|(_, appliance)| appliance.mark.is_borne_by(mark));
+        // What an appliance opened itself is what its clients' sessions go on by.
+        let is_taken = self.appliances().any(|(_, appliance)| {
+            appliance.mark.is_borne_by(mark) || appliance.addresses.contains(&source)
+        });
         (!is_taken).then_some(redirect)
     }
 
