@@ -301,7 +301,10 @@ pub fn check(case: &Case<'_>) -> Report {
     });
     let mut not_checked = case.surroundings.unseen.clone();
     let cuts = !case.in_force && case.policy.options.established == Established::Redirect;
-    if cuts && case.surroundings.open_sessions.is_none() {
+    let is_told = not_checked
+        .iter()
+        .any(|unseen| unseen.what == surroundings::OPEN_SESSIONS);
+    if cuts && !is_told && case.surroundings.open_sessions.is_none() {
         not_checked.push(Unseen {
             what: "sessions that apply would cut".to_owned(),
             why: "nothing on this router tracks connections yet, so they cannot be counted"

@@ -732,7 +732,7 @@ fn same_marks(case: &Case<'_>, findings: &mut Vec<Finding>) {
                         case,
                         appliance,
                         format!(
-                            "rule `{}` of {} gives packets the mark {}, which is ours",
+                            "rule `{}` of {} sets the mark {}, which is ours",
                             rule.text,
                             chain.title(),
                             appliance.mark

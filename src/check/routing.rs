@@ -235,7 +235,7 @@ pub(super) fn shared_bits(
         .filter(|chain| !chain.is_ours())
         .flat_map(|chain| &chain.rules)
     {
-        for (keep, constant) in rule.packet_marks() {
+        for (keep, constant) in rule.marks() {
             // One that sets all bits means those in its value.
             used |= if keep == 0 { constant } else { !keep };
         }
@@ -300,7 +300,11 @@ pub(super) fn legs(
             } else {
                 outcome(case, leg)
             };
-            let is_explained = is_explained || routes_drifted(asked.session.family);
+            let is_there = |name: &crate::net::IfName| case.observed.link(name).is_some();
+            let is_explained = is_explained
+                || routes_drifted(asked.session.family)
+                || !leg.question.input.as_ref().is_none_or(is_there)
+                || !is_there(&leg.expected.interface);
             if outcome == Outcome::Astray && !is_explained {
                 findings.push(astray(case, asked, leg, &redirect.name.to_string()));
             }

@@ -58,6 +58,9 @@ pub struct Unseen {
     pub why: String,
 }
 
+/// What open sessions are called where they could not be counted.
+pub const OPEN_SESSIONS: &str = "open sessions";
+
 /// Whether `policy` names `interface`.
 #[must_use]
 pub fn concerns(policy: &Policy, interface: &IfName) -> bool {

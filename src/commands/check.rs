@@ -19,7 +19,7 @@ pub(super) fn run(args: &Check, terminal: &Terminal) -> Result<Exit, Failure> {
     let Typed { policy, source, .. } = read_policy(&args.policy.policy, terminal)?;
     let mut seen = Seen::of(policy, &source)?;
     if args.probe {
-        let probes = try_appliances(&seen);
+        let probes = try_appliances(&seen)?;
         seen.look_again()?;
         seen.surroundings.probes = probes;
     }
@@ -61,7 +61,7 @@ pub(super) fn style(emphasis: Emphasis) -> Style {
 }
 
 /// Sends each appliance an echo and, where the policy is in force, opens a session through it.
-fn try_appliances(seen: &Seen) -> Vec<Probe> {
+fn try_appliances(seen: &Seen) -> Result<Vec<Probe>, Failure> {
     let policy = &seen.policy;
     let mut probes = Vec::new();
     for (index, appliance) in policy.appliances.iter().enumerate() {
@@ -71,6 +71,15 @@ fn try_appliances(seen: &Seen) -> Vec<Probe> {
                 continue;
             };
             let echo = probe::echo(address, &appliance.interface);
+            if let Err(error) = &echo
+                && error.kind() == std::io::ErrorKind::PermissionDenied
+            {
+                return Err(Failure::new(
+                    Exit::NotPermitted,
+                    "`--probe` sends packets that only root may send",
+                )
+                .hint("run it as root, or without `--probe`"));
+            }
             let mut servers: Vec<SocketAddr> = seen
                 .surroundings
                 .asked
@@ -100,5 +109,5 @@ fn try_appliances(seen: &Seen) -> Vec<Probe> {
             });
         }
     }
-    probes
+    Ok(probes)
 }

@@ -13,7 +13,7 @@ use super::{KernelError, files, process};
 use crate::check::foreign::nft::TableName;
 use crate::check::foreign::{Ruleset, System, iptables, nft};
 use crate::check::legs;
-use crate::check::surroundings::{Surroundings, Unseen, concerns};
+use crate::check::surroundings::{OPEN_SESSIONS, Surroundings, Unseen, concerns};
 use crate::net::{Action, Family, RouteProtocol, TableId};
 use crate::observation::Observed;
 use crate::policy::Policy;
@@ -50,7 +50,7 @@ pub fn gather(policy: &Policy, observed: &Observed, router: &mut Router) -> Surr
             .lookup(question)
             .map_err(|error| error.to_string())
     });
-    let counted = noted(&mut found.unseen, "open sessions", open_sessions(policy));
+    let counted = noted(&mut found.unseen, OPEN_SESSIONS, open_sessions(policy));
     found.open_sessions = counted.flatten();
     found
 }

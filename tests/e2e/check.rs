@@ -102,6 +102,11 @@ const ROUTING: &[Spoilt] = &[
         "mark-bits-shared",
     ),
     (
+        Before,
+        "iptables-nft -t mangle -A PREROUTING -i eth2 -j CONNMARK --or-mark 0x1",
+        "mark-bits-shared",
+    ),
+    (
         After,
         "nft 'table inet qos { chain pre { type filter hook prerouting priority dstnat; tcp dport 3389 meta mark set 0x10; }; }'",
         "mark-overwritten",

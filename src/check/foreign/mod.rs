@@ -343,23 +343,23 @@ pub fn owner_of_bits(mask: u32) -> Option<&'static str> {
 }
 
 impl Rule {
-    /// The packet mark changes that it makes.
-    pub fn packet_marks(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+    /// The changes to either mark that it makes by itself: bits that stay, bits that are set.
+    pub fn marks(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.steps.iter().filter_map(|step| match step {
             Step::Do(Effect::Mark {
-                which: Which::Packet,
                 keep,
                 take: 0,
                 constant,
+                ..
             }) => Some((*keep, *constant)),
             _ => None,
         })
     }
 
-    /// Whether it makes unmarked packets bear `mark`.
+    /// Whether it makes unmarked packets bear `mark`, or their connections, from which our own
+    /// rules would bring it to the packets.
     #[must_use]
     pub fn sets(&self, mark: Mark) -> bool {
-        self.packet_marks()
-            .any(|(keep, constant)| keep & mark.mask == 0 && mark.is_borne_by(constant))
+        self.marks().any(|(_, constant)| mark.is_borne_by(constant))
     }
 }
