@@ -46,14 +46,18 @@ class ActionModule(ActionBase):
         arguments = {}
         if self._task.args.get("executable"):
             arguments["executable"] = self._task.args["executable"]
+        # Tidied up now: at the end there may be no way to the router.
+        self.cleanup()
         while True:
-            # With SSH, this ends the master that connections are shared through.
-            self._connection.reset()
+            self._connection._shell.tmpdir = None
             try:
+                # With SSH, this ends the master that connections are shared through.
+                self._connection.reset()
                 confirmed = self._execute_module(
                     "redirect.router.confirm", module_args=arguments, task_vars=task_vars
                 )
             except AnsibleConnectionFailure as failure:
+                self._connection._shell.tmpdir = None
                 if time.monotonic() >= deadline:
                     return str(failure)
                 time.sleep(1)
