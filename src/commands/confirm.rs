@@ -8,15 +8,16 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-use super::{location, report_recovered};
+use super::{counted, location, report_recovered};
 use crate::cli::{Confirm, ConfirmWatch};
-use crate::engine::{Recovered, settle, take_back_open};
+use crate::engine::{Recovered, policy_in_force, settle, take_back_open};
 use crate::failure::{Exit, Failure};
 use crate::journal::{
     Condition, Entry, Invocation, Journal, Kind, Location, Locked, Outcome, confirm,
 };
 use crate::kernel::router::Router;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, Wish};
+use crate::plan::planner::{self, Stage};
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Confirm, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -27,7 +28,7 @@ pub(super) fn run(args: &Confirm, terminal: &Terminal) -> Result<Exit, Failure> 
             let what = open.entry.kind;
             journal.confirm()?;
             terminal.note(&format!("confirmed: {} stays", said(what)));
-            Ok(Exit::Done)
+            still_there(&journal, terminal)
         }
         Condition::Settled => Err(nothing_waits(&journal)),
         Condition::Interrupted(_) | Condition::Underway(_) => {
@@ -42,6 +43,27 @@ pub(super) fn run(args: &Confirm, terminal: &Terminal) -> Result<Exit, Failure> 
             ))
         }
     }
+}
+
+/// Who confirms is told where others have changed meanwhile what is confirmed.
+fn still_there(journal: &Locked, terminal: &Terminal) -> Result<Exit, Failure> {
+    let policy = policy_in_force(journal)?;
+    let observed = Router::open()?.observe(&Wish {
+        policies: &[&policy],
+    })?;
+    let ledger = &journal.in_force().ledger;
+    let left = planner::plan(&policy, &observed, ledger, Stage::Complete).plan;
+    if left.is_empty() {
+        return Ok(Exit::Done);
+    }
+    terminal.warn(
+        &format!(
+            "others have changed {} since it was applied",
+            counted(left.changes.len(), "object", "objects")
+        ),
+        Some("`redirect status` names them, `redirect repair` puts them back"),
+    );
+    Ok(Exit::Pending)
 }
 
 fn nothing_waits(journal: &Journal) -> Failure {

@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure};
 use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
 use crate::kernel::router::Router;
 use crate::kernel::{Kernel, KernelError, Wish, live};
-use crate::plan::planner::{self, Stage};
+use crate::plan::planner::{self, Finding, Planned, Stage};
 use crate::policy::Name;
 use crate::render::difference::{self, Action, Difference};
 use crate::render::json;
@@ -56,10 +56,12 @@ fn show(
     let ledger = &journal.in_force().ledger;
     let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
     let drift = difference::differences(&planned.plan);
+    let troubles = troubles(&planned);
+    let in_sync = drift.is_empty() && troubles.is_empty();
     let in_force = journal.in_force();
     let digest = in_force.policy.as_ref().map(journal::Digest::short);
     let settled = matches!(condition, Condition::Settled | Condition::Unconfirmed(..));
-    let exit = if drift.is_empty() && settled {
+    let exit = if in_sync && settled {
         Exit::Done
     } else {
         Exit::Pending
@@ -68,8 +70,11 @@ fn show(
         terminal.data(&json::pretty(&json!({
             "version": json::VERSION,
             "policy": in_force.policy.as_ref().map(journal::Digest::as_str),
-            "in_sync": drift.is_empty(),
+            "in_sync": in_sync,
             "drift": drift,
+            "troubles": troubles.iter().map(|trouble| json!({
+                "key": trouble.key, "message": trouble.message, "hint": trouble.hint,
+            })).collect::<Vec<_>>(),
             "draining": in_force.draining,
             "transaction": transaction(condition),
             "redirects": numbers.redirects,
@@ -80,8 +85,8 @@ fn show(
     if args.prometheus {
         let state = status::State {
             policy: in_force.policy.as_ref().map(journal::Digest::as_str),
-            in_sync: drift.is_empty(),
-            drift: drift.len(),
+            in_sync,
+            drift: drift.len() + troubles.len(),
         };
         terminal.data(&status::prometheus(state, &numbers))?;
         return Ok((exit, numbers));
@@ -96,7 +101,7 @@ fn show(
     for (sentence, style) in notices(condition, in_force) {
         _ = writeln!(text, "{}", paint(terminal.colour_out(), style, &sentence));
     }
-    if drift.is_empty() && settled {
+    if in_sync && settled && digest.is_some() {
         let mark = paint(terminal.colour_out(), Style::Good, "ok");
         _ = writeln!(text, "{mark}: everything is in place");
     }
@@ -115,6 +120,14 @@ fn show(
         let state = paint(terminal.colour_out(), style, &format!("{state:<9}"));
         _ = writeln!(text, "{state} {object:<9} {subject}");
     }
+    for trouble in troubles {
+        let state = paint(terminal.colour_out(), Style::Error, "trouble  ");
+        _ = writeln!(
+            text,
+            "{state} {}\n          hint: {}",
+            trouble.message, trouble.hint
+        );
+    }
     text.push_str(&status::picture(
         &policy,
         &numbers,
@@ -131,6 +144,18 @@ fn show(
     }
     terminal.data(&text)?;
     Ok((exit, numbers))
+}
+
+/// What is not ours, and keeps what is ours from doing its work.
+fn troubles(planned: &Planned) -> Vec<&Finding> {
+    let in_our_tables = |finding: &&Finding| {
+        finding
+            .key
+            .as_ref()
+            .is_some_and(|key| key.rsplit('.').next() == Some("table"))
+    };
+    let foreign = planned.warnings.iter().filter(in_our_tables);
+    planned.refusals.iter().chain(foreign).collect()
 }
 
 /// The last transaction, for machines.
