@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::entry::{Stamp, user_name};
 
@@ -46,10 +46,11 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Held until dropped, or until the process ends, however it ends.
+/// Held until dropped, or until the process ends, however it ends. It is let go of by closing
+/// it, which cannot fail, and not by unlocking what others may hold too.
 #[derive(Debug)]
 pub(super) struct Lock {
-    held: Flock<File>,
+    held: File,
 }
 
 impl Lock {
@@ -57,14 +58,12 @@ impl Lock {
     /// holds on to it.
     pub(super) fn take(directory: File, wait: Duration) -> Result<Self, File> {
         let begun = Instant::now();
-        let mut directory = directory;
         loop {
-            match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => return Ok(Self { held }),
-                Err((back, _)) if begun.elapsed() >= wait => return Err(back),
-                Err((back, _)) => directory = back,
+            match directory.try_lock() {
+                Ok(()) => return Ok(Self { held: directory }),
+                Err(_) if begun.elapsed() >= wait => return Err(directory),
+                Err(_) => thread::sleep(POLL.min(wait.saturating_sub(begun.elapsed()))),
             }
-            thread::sleep(POLL.min(wait.saturating_sub(begun.elapsed())));
         }
     }
 
@@ -78,15 +77,7 @@ impl Lock {
             FdFlag::FD_CLOEXEC
         };
         // Fails for a descriptor that is not open, and this one is.
-        let _ = fcntl(&*self.held, FcntlArg::F_SETFD(flags));
-    }
-
-    /// Lets go as a process does that is killed: without unlocking what others hold too.
-    #[cfg(test)]
-    pub(super) fn abandon(self) {
-        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&*self.held);
-        std::mem::forget(self.held);
-        nix::unistd::close(descriptor).unwrap();
+        let _ = fcntl(&self.held, FcntlArg::F_SETFD(flags));
     }
 }
 
