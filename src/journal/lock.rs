@@ -46,8 +46,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Held until dropped, or until the process ends, however it ends. It is let go of by closing
-/// it, which cannot fail, and not by unlocking what others may hold too.
+/// Held until dropped, or until the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
     held: File,
@@ -78,6 +77,22 @@ impl Lock {
         };
         // Fails for a descriptor that is not open, and this one is.
         let _ = fcntl(&self.held, FcntlArg::F_SETFD(flags));
+    }
+
+    /// Lets go as a process does that is killed: without unlocking what others hold too.
+    #[cfg(test)]
+    pub(super) fn abandon(self) {
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&self.held);
+        std::mem::forget(self);
+        nix::unistd::close(descriptor).unwrap();
+    }
+}
+
+impl Drop for Lock {
+    /// Lets go also for programs that were started meanwhile and have not ended. Should that
+    /// fail, closing does it for this process.
+    fn drop(&mut self) {
+        let _ = self.held.unlock();
     }
 }
 

@@ -651,7 +651,7 @@ fn a_program_that_outlives_a_killed_run_keeps_the_lock() {
     run.begin(Kind::Apply, None, &Plan::default()).unwrap();
     let mut program = sleep("60");
     // Ends like a process that was killed: the descriptor is closed, and not unlocked first.
-    drop(run.lock);
+    run.lock.abandon();
     assert!(matches!(
         Locked::acquire(&location, invocation(), Duration::ZERO),
         Err(JournalError::Held { .. })
