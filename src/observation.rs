@@ -265,6 +265,9 @@ pub struct IptablesProgram {
     pub command: String,
     /// Its version.
     pub version: iptables::Version,
+    /// Why not all that the kernel holds for it could be read, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
     /// What the kernel holds for it, by family; a family is absent where its
     /// commands are missing.
     pub families: BTreeMap<Family, IptablesRules>,
@@ -376,6 +379,7 @@ impl Observed {
                     variant: iptables::Variant::Legacy,
                     command: "iptables".to_owned(),
                     version: iptables::Version(1, 8, 9),
+                    unreadable: None,
                     families: Family::ALL
                         .into_iter()
                         .map(|family| (family, IptablesRules::default()))

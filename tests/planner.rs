@@ -188,6 +188,7 @@ fn router() -> impl Strategy<Value = Observed> {
                         variant,
                         command: "iptables".to_owned(),
                         version: Version(1, 8, 9),
+                        unreadable: None,
                         families: Family::ALL
                             .map(|family| (family, IptablesRules::default()))
                             .into(),

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -32,8 +32,10 @@ const TABLE: &str = "mangle";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long `iptables-restore` is told to wait for the lock.
 const LOCK_SECONDS: u32 = 10;
-/// How often a command is tried that failed for somebody else's lock or change.
-const ATTEMPTS: u32 = 20;
+/// How long a command is tried again that failed for somebody else's lock or change.
+const PERSISTENCE: Duration = Duration::from_secs(10);
+/// How long a set may still be in use after the rules that looked into it are gone.
+const GRACE: Duration = Duration::from_secs(2);
 /// Between two of these attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The exit status for a lock that is held, or a table that changed meanwhile
@@ -56,19 +58,26 @@ pub fn observe() -> Result<Iptables, KernelError> {
             continue;
         }
         let mut families = BTreeMap::new();
+        let mut unreadable = None;
         for family in Family::ALL {
             let command = command_of(command, family);
             let there = ["-save", "-restore"]
                 .iter()
                 .all(|part| process::find(&format!("{command}{part}")).is_some());
             if there {
-                families.insert(family, rules(&command, variant, family)?);
+                let found = rules(&command, variant, family).unwrap_or_else(|error| {
+                    // It may not matter: that is for the planner to know.
+                    unreadable = Some(error.to_string());
+                    IptablesRules::default()
+                });
+                families.insert(family, found);
             }
         }
         programs.push(IptablesProgram {
             variant,
             command: command.to_owned(),
             version,
+            unreadable,
             families,
         });
     }
@@ -455,6 +464,7 @@ fn line_of(complaint: &str) -> Option<usize> {
 fn patiently(
     mut attempt: impl FnMut() -> Result<Output, KernelError>,
 ) -> Result<Output, KernelError> {
+    let begun = Instant::now();
     let mut tried = 0;
     loop {
         let output = attempt()?;
@@ -466,7 +476,7 @@ fn patiently(
             Some(OTHER_PROBLEM) => tried < 3 && output.complaint().ends_with("failed"),
             _ => false,
         };
-        if !passing || tried >= ATTEMPTS {
+        if !passing || begun.elapsed() >= PERSISTENCE {
             return Ok(output);
         }
         thread::sleep(PAUSE);
@@ -529,12 +539,10 @@ fn create_set(set: &Set, name: &str) -> Result<(), KernelError> {
 /// A rule that looked into the set may be gone for a while before its reference is: the
 /// kernel frees nft's rules later (`nf_tables_trans_destroy_work`).
 fn destroy_set(name: &str) -> Result<(), KernelError> {
-    let mut tried = 0;
+    let begun = Instant::now();
     loop {
-        let outcome = ipset_command(&["destroy", name], b"");
-        tried += 1;
-        match outcome {
-            Err(error) if error.reason.contains("in use") && tried < ATTEMPTS => {
+        match ipset_command(&["destroy", name], b"") {
+            Err(error) if error.reason.contains("in use") && begun.elapsed() < GRACE => {
                 thread::sleep(PAUSE / 5);
             }
             outcome => return outcome,

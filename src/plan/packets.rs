@@ -70,6 +70,9 @@ pub fn backend<'o>(policy: &Policy, observed: &'o Observed) -> Result<Backend<'o
 /// The commands to use: those of the variant that holds others' rules, for packets then pass
 /// one packet filter and not two; where none does, what the plain command is.
 fn program(iptables: &Iptables) -> Result<&IptablesProgram, (String, String)> {
+    if let Some((why, hint)) = iptables.programs.iter().find_map(unreadable) {
+        return Err((why, hint));
+    }
     let in_use: Vec<_> = iptables
         .programs
         .iter()
@@ -88,6 +91,15 @@ fn program(iptables: &Iptables) -> Result<&IptablesProgram, (String, String)> {
             "move the rules of one to the other, as in `iptables-legacy-save | iptables-nft-restore`, flush the old ones, and try again".to_owned(),
         )),
     }
+}
+
+/// Why not all of a program's rules are known, and what to do about it.
+fn unreadable(program: &IptablesProgram) -> Option<(String, String)> {
+    let hint = format!(
+        "look with `{}-save`; rules that it cannot show must be made with iptables, or go elsewhere",
+        program.command
+    );
+    program.unreadable.clone().map(|why| (why, hint))
 }
 
 /// The changes that take the rules where they are to be, and from everywhere else, and what
@@ -110,6 +122,13 @@ pub fn changes(
             hint: "run it as root to plan from what is there".to_owned(),
         });
     }
+    // Where it does not matter for what is wanted, what we cannot see may still hold ours.
+    let unseen = observed.iptables.programs.iter().filter_map(unreadable);
+    warnings.extend(unseen.map(|(why, hint)| Finding {
+        key: None,
+        message: format!("whether rules of ours are left there is not known: {why}"),
+        hint,
+    }));
     let (mut table, mut chains) = (None, None);
     if !policy.is_empty() {
         match backend(policy, observed)? {
@@ -283,6 +302,7 @@ mod tests {
             variant,
             command: command.to_owned(),
             version: Version(1, 8, 9),
+            unreadable: None,
             families: [(Family::V4, rules)].into(),
         }
     }
@@ -315,6 +335,22 @@ mod tests {
                 (found, wanted) => panic!("{found:?}, wanted {wanted:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_where_it_matters_and_told_where_not() {
+        let unreadable = || {
+            let mut unreadable = program(Variant::Nft, "iptables", false);
+            unreadable.unreadable = Some("table `mangle` holds rules made with `nft`".to_owned());
+            vec![unreadable]
+        };
+        let policy = wanting("iptables", "10.20.0.0/24");
+        let refusal = backend(&policy, &router(&policy, unreadable())).unwrap_err();
+        assert!(refusal.message.contains("mangle"), "{refusal:?}");
+        let policy = wanting("nftables", "10.20.0.0/24");
+        let observed = router(&policy, unreadable());
+        let (_, warnings) = changes(&policy, &observed, &Ledger::default()).unwrap();
+        assert!(warnings[0].message.contains("not known"), "{warnings:?}");
     }
 
     #[test]
