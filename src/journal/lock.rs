@@ -6,7 +6,7 @@
 //! kernel's.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -97,10 +97,22 @@ impl Drop for Lock {
 }
 
 /// Who holds the lock on `directory`, if the kernel shows it.
+///
+/// `/proc/locks` names who took it, by inode alone: the device that it gives is another than
+/// `stat` shows on btrfs and overlayfs, and file systems of a kind number their inodes alike. So
+/// whoever it names is asked for the file. A taker that has ended is not named twice: then
+/// the lock is with a program that it had started.
 pub(super) fn holder(directory: &File) -> Option<Holder> {
-    let inode = directory.metadata().ok()?.ino();
+    let directory = directory.metadata().ok()?;
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid = holding_pid(&locks, inode)?;
+    let takers = takers(&locks, directory.ino());
+    if takers.is_empty() {
+        return None;
+    }
+    let pid = takers
+        .into_iter()
+        .find(|pid| holds(*pid, &directory))
+        .or_else(|| processes().find(|pid| holds(*pid, &directory)))?;
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let uid = std::fs::metadata(format!("/proc/{pid}")).map_or(0, |process| process.uid());
     Some(Holder {
@@ -111,12 +123,11 @@ pub(super) fn holder(directory: &File) -> Option<Holder> {
     })
 }
 
-/// Finds the process in `/proc/locks`, whose lines read
+/// Who took a lock on a file with this inode, by `/proc/locks`, whose lines read
 /// `1: FLOCK  ADVISORY  WRITE 8235 fe:00:246951 0 EOF` (`fs/locks.c`, `lock_get_status`; those
-/// who wait have `->` after the number). The device is not compared: on btrfs and
-/// overlayfs it is another than `stat` shows.
-fn holding_pid(locks: &str, inode: u64) -> Option<u32> {
-    locks.lines().find_map(|line| {
+/// who wait have `->` after the number).
+fn takers(locks: &str, inode: u64) -> Vec<u32> {
+    let taker = |line: &str| {
         let mut words = line.split_ascii_whitespace().skip(1);
         if words.next() != Some("FLOCK") {
             return None;
@@ -124,7 +135,33 @@ fn holding_pid(locks: &str, inode: u64) -> Option<u32> {
         let pid = words.nth(2)?.parse().ok()?;
         let place = words.next()?.rsplit(':').next()?;
         (place.parse() == Ok(inode)).then_some(pid)
+    };
+    locks.lines().filter_map(taker).collect()
+}
+
+/// Whether a process has this file open and locked; proc(5): `fdinfo` shows the locks
+/// of an open file.
+fn holds(pid: u32, file: &Metadata) -> bool {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors.filter_map(Result::ok).any(|descriptor| {
+        std::fs::metadata(descriptor.path())
+            .is_ok_and(|open| open.dev() == file.dev() && open.ino() == file.ino())
+            && std::fs::read_to_string(format!(
+                "/proc/{pid}/fdinfo/{}",
+                descriptor.file_name().display()
+            ))
+            .is_ok_and(|information| information.contains("FLOCK"))
     })
+}
+
+/// All processes that this one sees.
+fn processes() -> impl Iterator<Item = u32> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// Words with blanks between, control characters escaped, cut where it gets long.
@@ -164,6 +201,7 @@ fn started(pid: u32) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_support::Scratch;
 
     #[test]
     fn the_holder_is_found_among_other_locks() {
@@ -173,10 +211,26 @@ mod tests {
 2: -> FLOCK  ADVISORY  WRITE 8300 fe:00:246951 0 EOF
 3: FLOCK  ADVISORY  WRITE 9 fe:00:24695 0 EOF
 ";
-        assert_eq!(holding_pid(locks, 246_951), Some(8235));
-        assert_eq!(holding_pid(locks, 24_695), Some(9));
-        assert_eq!(holding_pid(locks, 1), None);
-        assert_eq!(holding_pid("garbage\n\n1: FLOCK\n", 1), None);
+        assert_eq!(takers(locks, 246_951), [8235]);
+        assert_eq!(takers(locks, 24_695), [9]);
+        assert_eq!(takers(locks, 1), [0; 0]);
+        assert_eq!(takers("garbage\n\n1: FLOCK\n", 1), [0; 0]);
+    }
+
+    #[test]
+    fn a_lock_is_held_by_who_has_the_file_not_by_who_has_it_open() {
+        let scratch = Scratch::new("lock-holder");
+        let open = || File::open(scratch.path()).unwrap();
+        let file = open();
+        let place = file.metadata().unwrap();
+        let this = std::process::id();
+        assert!(!holds(this, &place));
+        let lock = Lock::take(open(), Duration::ZERO).unwrap();
+        assert!(holds(this, &place));
+        assert!(processes().any(|pid| pid == this));
+        assert_eq!(holder(&file).unwrap().pid, this);
+        drop(lock);
+        assert_eq!(holder(&file), None);
     }
 
     #[test]
