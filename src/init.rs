@@ -8,7 +8,6 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use crate::check::edit::quoted;
 use crate::check::foreign::{Chain, Effect, Hook, Rule, Ruleset, Step, System, Test, Which};
 use crate::kernel::route::Neighbour;
 use crate::net::{
@@ -16,6 +15,7 @@ use crate::net::{
     RouteProtocol, RoutingRule, TableId,
 };
 use crate::observation::Observed;
+use crate::shell;
 
 /// What the router tells.
 #[derive(Debug, Clone, Copy)]
@@ -366,7 +366,7 @@ impl ByHand {
         for (number, name) in &self.names {
             commands.push(format!(
                 r"sed -i '/^{number}[[:blank:]]\+{}$/d' /etc/iproute2/rt_tables",
-                quoted(name)
+                shell::word(name)
             ));
         }
         commands.push(format!(

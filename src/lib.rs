@@ -33,6 +33,7 @@ pub mod plan;
 pub mod policy;
 pub mod render;
 pub mod rules;
+pub mod shell;
 pub mod terminal;
 #[cfg(test)]
 mod test_support;

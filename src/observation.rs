@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::iptables;
 use crate::net::{Family, IfName, IfPattern, MacAddr, Route, RoutingRule};
 use crate::nft;
-use crate::plan::names;
 use crate::policy::Policy;
 
 /// A network interface.
@@ -163,12 +162,21 @@ pub struct TableNames {
 }
 
 impl TableNames {
+    /// iproute2's folder.
+    pub const DIRECTORY: &str = "/etc/iproute2";
+    /// The folder of drop-ins.
+    pub const DROP_IN_DIRECTORY: &str = "/etc/iproute2/rt_tables.d";
+    /// Ours alone.
+    pub const DROP_IN: &str = "/etc/iproute2/rt_tables.d/redirect.conf";
+    /// Everybody's; touched only where drop-ins are not read, and never made.
+    pub const MAIN: &str = "/etc/iproute2/rt_tables";
+
     /// What the file at `path` holds; `None` if it is none of those that we look at.
     #[must_use]
     pub fn file(&self, path: &Path) -> Option<Option<&FileContent>> {
-        if path == Path::new(names::MAIN) {
+        if path == Path::new(TableNames::MAIN) {
             Some(self.main.as_ref())
-        } else if path == Path::new(names::DROP_IN) {
+        } else if path == Path::new(TableNames::DROP_IN) {
             Some(self.drop_in.as_ref())
         } else {
             None
@@ -178,9 +186,9 @@ impl TableNames {
     /// Whether the directory `path` exists; `None` if it is none of those that we look at.
     #[must_use]
     pub fn has_directory(&self, path: &Path) -> Option<bool> {
-        if path == Path::new(names::DIRECTORY) {
+        if path == Path::new(TableNames::DIRECTORY) {
             Some(self.directory)
-        } else if path == Path::new(names::DROP_IN_DIRECTORY) {
+        } else if path == Path::new(TableNames::DROP_IN_DIRECTORY) {
             Some(self.drop_in_directory)
         } else {
             None

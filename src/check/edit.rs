@@ -57,7 +57,7 @@ impl PolicyFile {
         if self.path == "-" || self.path.is_empty() {
             return "POLICY".to_owned();
         }
-        quoted(&self.path)
+        crate::shell::word(&self.path)
     }
 }
 
@@ -67,17 +67,6 @@ fn is_options(section: &str) -> bool {
         .next()
         .is_some_and(|name| name.trim_start_matches('[').trim() == "options")
         && section.starts_with('[')
-}
-
-/// `text` as one word of a shell.
-#[must_use]
-pub fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ':');
-    if !text.is_empty() && text.chars().all(is_plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }
 
 #[cfg(test)]
@@ -122,11 +111,5 @@ mod tests {
             ),
             "[options]\n  rule_priority= 49\n"
         );
-    }
-
-    #[test]
-    fn paths_are_quoted() {
-        assert_eq!(quoted("/a/b-c.toml"), "/a/b-c.toml");
-        assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
     }
 }

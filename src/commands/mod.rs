@@ -29,8 +29,9 @@ use crate::journal::{self, Journal, JournalError, Location};
 use crate::kernel::router::Router;
 use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
+use crate::plan::Finding;
 use crate::plan::Ledger;
-use crate::plan::planner::{self, Finding, Planned};
+use crate::plan::planner::{self, Planned};
 use crate::policy::{self, Code, Diagnostic, Locations, Policy, Reading, Source, Style};
 use crate::terminal::Terminal;
 

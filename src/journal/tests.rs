@@ -10,7 +10,7 @@ use crate::nft;
 use crate::observation::{
     Availability, FileContent, Iptables, Observed, Setting, Sysctl, TableNames,
 };
-use crate::plan::{Change, names};
+use crate::plan::Change;
 use crate::policy::List;
 use crate::test_support::Scratch;
 
@@ -127,12 +127,12 @@ fn first_apply() -> Plan {
     Plan {
         changes: vec![
             Change::Directory {
-                path: names::DROP_IN_DIRECTORY.into(),
+                path: TableNames::DROP_IN_DIRECTORY.into(),
                 from: false,
                 to: true,
             },
             Change::File {
-                path: names::DROP_IN.into(),
+                path: TableNames::DROP_IN.into(),
                 from: None,
                 to: Some(text("103 scb\n")),
             },
@@ -166,7 +166,7 @@ fn second_apply() -> Plan {
     Plan {
         changes: vec![
             Change::File {
-                path: names::DROP_IN.into(),
+                path: TableNames::DROP_IN.into(),
                 from: Some(text("103 scb\n")),
                 to: Some(text("103 recorder\n")),
             },
@@ -213,7 +213,7 @@ fn perform(router: &mut Observed, change: &Change) {
     match change {
         Change::Directory { path, from, to } => {
             assert_eq!(router.table_names.has_directory(path), Some(*from));
-            assert_eq!(path, Path::new(names::DROP_IN_DIRECTORY));
+            assert_eq!(path, Path::new(TableNames::DROP_IN_DIRECTORY));
             router.table_names.drop_in_directory = *to;
         }
         Change::File { path, from, to } => {

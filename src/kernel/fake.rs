@@ -6,8 +6,8 @@ use std::path::Path;
 use super::{FailureKind, Kernel, KernelError, Wish};
 use crate::iptables::{Frame, Match, Ruleset, Set, Variant};
 use crate::net::{Family, Route, RouteKind, RouteProtocol, RoutingRule};
-use crate::observation::{Availability, FileContent, IptablesRules, Observed, Sysctl};
-use crate::plan::{Change, names};
+use crate::observation::{Availability, FileContent, IptablesRules, Observed, Sysctl, TableNames};
+use crate::plan::Change;
 
 /// A router in memory.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ fn make(router: &mut Observed, change: &Change) -> Result<(), KernelError> {
 
 fn directory(router: &mut Observed, path: &Path, from: bool, to: bool) -> Result<(), KernelError> {
     let names = &mut router.table_names;
-    let holds = if path == Path::new(names::DIRECTORY) {
+    let holds = if path == Path::new(TableNames::DIRECTORY) {
         names.drop_in_directory || names.main.is_some()
     } else {
         expect(
@@ -133,9 +133,9 @@ fn directory(router: &mut Observed, path: &Path, from: bool, to: bool) -> Result
         names.drop_in.is_some()
     };
     let is_shared = names.shared.iter().any(|shared| shared.starts_with(path));
-    let there = if path == Path::new(names::DIRECTORY) {
+    let there = if path == Path::new(TableNames::DIRECTORY) {
         &mut names.directory
-    } else if path == Path::new(names::DROP_IN_DIRECTORY) {
+    } else if path == Path::new(TableNames::DROP_IN_DIRECTORY) {
         &mut names.drop_in_directory
     } else {
         return Err(refusal("a directory that is not ours"));
@@ -156,10 +156,10 @@ fn file(
     to: Option<&FileContent>,
 ) -> Result<(), KernelError> {
     let names = &mut router.table_names;
-    let (there, parent) = if path == Path::new(names::MAIN) {
+    let (there, parent) = if path == Path::new(TableNames::MAIN) {
         expect(from.is_some() && to.is_some(), "everybody's file must stay")?;
         (&mut names.main, names.directory)
-    } else if path == Path::new(names::DROP_IN) {
+    } else if path == Path::new(TableNames::DROP_IN) {
         (&mut names.drop_in, names.drop_in_directory)
     } else {
         return Err(refusal("a file that is not ours"));

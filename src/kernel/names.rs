@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::{KernelError, files, process};
 use crate::observation::{FileContent, TableNames};
-use crate::plan::names::{DIRECTORY, DROP_IN, DROP_IN_DIRECTORY, MAIN, is_ours};
+use crate::plan::names::is_ours;
 
 /// Where distributions put their own files, since iproute2 6.5.
 const DISTRIBUTION: [&str; 2] = ["/usr/share/iproute2", "/usr/lib/iproute2"];
@@ -43,13 +43,13 @@ fn observe_below(
     ip_names_drop_ins: impl FnOnce() -> bool,
 ) -> Result<TableNames, KernelError> {
     let at = |path: &str| root.join(path.trim_start_matches('/'));
-    let main = at(MAIN);
+    let main = at(TableNames::MAIN);
     let distribution: Vec<PathBuf> = (DISTRIBUTION.iter())
         .map(|path| at(path))
         .filter(|path| path.join("rt_tables").exists())
         .collect();
-    let folder = entries(&at(DIRECTORY));
-    let drop_ins = entries(&at(DROP_IN_DIRECTORY));
+    let folder = entries(&at(TableNames::DIRECTORY));
+    let drop_ins = entries(&at(TableNames::DROP_IN_DIRECTORY));
     let drop_ins_read = drop_ins.is_some() || !distribution.is_empty() || ip_names_drop_ins();
 
     let mut sources = Vec::new();
@@ -60,13 +60,13 @@ fn observe_below(
     }
     if drop_ins_read {
         let mut seen = BTreeSet::new();
-        let folders = std::iter::once(at(DROP_IN_DIRECTORY))
+        let folders = std::iter::once(at(TableNames::DROP_IN_DIRECTORY))
             .chain(distribution.iter().map(|folder| folder.join("rt_tables.d")));
         for folder in folders {
             for name in entries(&folder).unwrap_or_default() {
                 let path = folder.join(&name);
                 let is_drop_in = path.extension().is_some_and(|suffix| suffix == "conf");
-                if is_drop_in && path != at(DROP_IN) && seen.insert(name) {
+                if is_drop_in && path != at(TableNames::DROP_IN) && seen.insert(name) {
                     sources.push(path);
                 }
             }
@@ -79,8 +79,16 @@ fn observe_below(
         );
     }
     let shared = [
-        (DIRECTORY, &folder, DROP_IN_DIRECTORY),
-        (DROP_IN_DIRECTORY, &drop_ins, DROP_IN),
+        (
+            TableNames::DIRECTORY,
+            &folder,
+            TableNames::DROP_IN_DIRECTORY,
+        ),
+        (
+            TableNames::DROP_IN_DIRECTORY,
+            &drop_ins,
+            TableNames::DROP_IN,
+        ),
     ]
     .into_iter()
     .filter(|(_, entries, ours)| {
@@ -91,7 +99,7 @@ fn observe_below(
     .collect();
     Ok(TableNames {
         main: editable(&main)?,
-        drop_in: files::read(&at(DROP_IN), LIMIT)?,
+        drop_in: files::read(&at(TableNames::DROP_IN), LIMIT)?,
         directory: folder.is_some(),
         drop_in_directory: drop_ins.is_some(),
         drop_ins_read,

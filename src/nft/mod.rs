@@ -19,6 +19,16 @@ use crate::net::{MacAddr, Range, Ranges};
 /// The one table that is ours: `inet scb-redirect` (`redirect` is a keyword of nft).
 pub const TABLE: &str = "scb-redirect";
 
+/// A table that cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot make {object}: {reason}")]
+pub struct Impossible {
+    /// What.
+    pub object: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// All of our table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {

@@ -14,10 +14,10 @@ use std::fmt::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::abi::set;
-use super::wire::{Impossible, Interval};
+use super::wire::Interval;
 use super::{
-    Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, TABLE, Table,
-    Verdict,
+    Base, Chain, CtKey, Elements, Expression, Impossible, MetaKey, PayloadBase, Rule, Set, TABLE,
+    Table, Verdict,
 };
 use crate::net::{MacAddr, Range};
 
@@ -269,13 +269,13 @@ fn prefix_length(first: u128, last: u128, width: u32) -> Option<u32> {
 
 /// An IPv4 address that is held as a number.
 #[must_use]
-pub(super) fn v4(address: u32) -> String {
+fn v4(address: u32) -> String {
     Ipv4Addr::from_bits(address).to_string()
 }
 
 /// An IPv6 address that is held as a number.
 #[must_use]
-pub(super) fn v6(address: u128) -> String {
+fn v6(address: u128) -> String {
     Ipv6Addr::from_bits(address).to_string()
 }
 

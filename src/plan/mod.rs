@@ -19,6 +19,18 @@ use crate::net::{Family, Route, RoutingRule};
 use crate::nft;
 use crate::observation::{FileContent, Sysctl};
 
+/// Something about this router that does not suit the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The policy's key that it is about, as in `appliance.scb.interface`; none if
+    /// it is about no key in particular.
+    pub key: Option<String>,
+    /// What was found, and why it matters.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
 /// One change. `from` and `to` are never equal.
 // Tagged from outside: serde buffers what is tagged inside, and loses the digits of
 // IPv6 addresses on the way.

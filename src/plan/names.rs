@@ -8,20 +8,11 @@ use crate::net::TableId;
 use crate::observation::{FileContent, TableNames};
 use crate::policy::Name;
 
-/// iproute2's folder.
-pub const DIRECTORY: &str = "/etc/iproute2";
-/// The folder of drop-ins.
-pub const DROP_IN_DIRECTORY: &str = "/etc/iproute2/rt_tables.d";
-/// Ours alone.
-pub const DROP_IN: &str = "/etc/iproute2/rt_tables.d/redirect.conf";
-/// Everybody's; touched only where drop-ins are not read, and never made.
-pub const MAIN: &str = "/etc/iproute2/rt_tables";
-
 const HEADER: &str = "# Written by redirect, and removed by `redirect teardown`.\n";
 /// Ends each line of ours in everybody's file.
 const TAG: &str = "\t# redirect";
 
-/// Whether a line of [`MAIN`] is ours.
+/// Whether a line of [`TableNames::MAIN`] is ours.
 #[must_use]
 pub fn is_ours(line: &str) -> bool {
     line.trim_end_matches('\n').ends_with(TAG)
@@ -49,8 +40,8 @@ pub fn changes(
     let in_drop_in = names.drop_ins_read && !lines.is_empty();
     if in_drop_in {
         for (path, exists) in [
-            (DIRECTORY, names.directory),
-            (DROP_IN_DIRECTORY, names.drop_in_directory),
+            (TableNames::DIRECTORY, names.directory),
+            (TableNames::DROP_IN_DIRECTORY, names.drop_in_directory),
         ] {
             if !exists {
                 makes.push(Change::Directory {
@@ -79,7 +70,7 @@ pub fn changes(
                 mode: main.mode,
             };
             let change = Change::File {
-                path: MAIN.into(),
+                path: TableNames::MAIN.into(),
                 from: Some(main.clone()),
                 to: Some(to),
             };
@@ -95,7 +86,7 @@ pub fn changes(
     if drop_in != names.drop_in {
         let gone = drop_in.is_none();
         let change = Change::File {
-            path: DROP_IN.into(),
+            path: TableNames::DROP_IN.into(),
             from: names.drop_in.clone(),
             to: drop_in,
         };
@@ -104,8 +95,8 @@ pub fn changes(
     }
     if !in_drop_in {
         for path in ledger.directories.iter().rev() {
-            let exists = (path == Path::new(DIRECTORY) && names.directory)
-                || (path == Path::new(DROP_IN_DIRECTORY) && names.drop_in_directory);
+            let exists = (path == Path::new(TableNames::DIRECTORY) && names.directory)
+                || (path == Path::new(TableNames::DROP_IN_DIRECTORY) && names.drop_in_directory);
             // What others have since put there keeps it, and those above it.
             let is_shared = names.shared.iter().any(|shared| shared.starts_with(path));
             if exists && !is_shared {
@@ -199,7 +190,7 @@ mod tests {
         else {
             panic!("{makes:?}")
         };
-        assert_eq!(path, Path::new(DROP_IN_DIRECTORY));
+        assert_eq!(path, Path::new(TableNames::DROP_IN_DIRECTORY));
         assert_eq!(to.text, format!("{HEADER}103\tscb\n104\tb\n"));
     }
 
@@ -224,7 +215,7 @@ mod tests {
         assert!(removals.is_empty());
         assert_eq!(
             (path.as_path(), &*from.text),
-            (Path::new(MAIN), "255\tlocal\n")
+            (Path::new(TableNames::MAIN), "255\tlocal\n")
         );
         assert_eq!(
             to.text,
@@ -245,8 +236,8 @@ mod tests {
             directory: true,
             drop_in_directory: true,
             others: vec![
-                (103, "scb".to_owned(), MAIN.into()),
-                (104, "b".to_owned(), MAIN.into()),
+                (103, "scb".to_owned(), TableNames::MAIN.into()),
+                (104, "b".to_owned(), TableNames::MAIN.into()),
             ],
             ..TableNames::default()
         };
@@ -266,7 +257,7 @@ mod tests {
             ..TableNames::default()
         };
         let ledger = Ledger {
-            directories: vec![DROP_IN_DIRECTORY.into()],
+            directories: vec![TableNames::DROP_IN_DIRECTORY.into()],
             ..Ledger::default()
         };
         let (_, removals) = changes(&names, &[], &ledger);

@@ -1,8 +1,7 @@
 //! The packet rules: which packet filter is to hold them, and the changes that take them
 //! there, whichever holds them now.
 
-use super::planner::Finding;
-use super::{Change, Ledger};
+use super::{Change, Finding, Ledger};
 use crate::iptables::Variant;
 use crate::net::Family;
 use crate::observation::{Availability, Iptables, IptablesProgram, Observed};

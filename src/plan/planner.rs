@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Change, Ledger, Plan, names, packets};
+use super::{Change, Finding, Ledger, Plan, names, packets};
 use crate::net::{
     Action, Family, IfName, IfPattern, Networks, Range, Route, RouteKind, RouteProtocol,
     RoutingRule, RuleSelectors,
@@ -27,18 +27,6 @@ pub struct Planned {
     pub refusals: Vec<Finding>,
     /// What the user should know, and may want.
     pub warnings: Vec<Finding>,
-}
-
-/// Something about this router that does not suit the policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The policy's key that it is about, as in `appliance.scb.interface`; none if
-    /// it is about no key in particular.
-    pub key: Option<String>,
-    /// What was found, and why it matters.
-    pub message: String,
-    /// What to do next.
-    pub hint: String,
 }
 
 /// How much of the policy can be there yet.

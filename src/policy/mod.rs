@@ -7,6 +7,7 @@
 mod check;
 mod diagnostic;
 mod keys;
+mod load;
 mod raw;
 mod read;
 mod reader;
@@ -17,9 +18,10 @@ mod value;
 mod words;
 
 pub use diagnostic::{Code, Diagnostic, PolicyErrors, Related, Severity, Style, render};
+pub use load::LoadError;
 pub use read::{Locations, Reading, read};
 pub use schema::{reference, schema};
-pub use source::{List, LoadError, Place, Position, Source, Span, Unreadable};
+pub use source::{List, Place, Position, Source, Span, Unreadable};
 
 use std::fmt;
 use std::net::IpAddr;

@@ -12,6 +12,7 @@ use crate::net::{Action, Family, Route, RouteKind, RoutingRule};
 use crate::nft;
 use crate::observation::{FileContent, Sysctl};
 use crate::plan::{Change, Plan};
+use crate::shell;
 
 /// A POSIX sh script that does what `plan` does. `about` says, a line each, what it is.
 #[must_use]
@@ -159,7 +160,7 @@ pub fn commands(change: &Change) -> String {
 /// What a person would type at iptables or ipset.
 fn typed(commands: Vec<Command>) -> String {
     let line = |words: Vec<String>| {
-        let quoted: Vec<_> = words.iter().map(|word| quote(word)).collect();
+        let quoted: Vec<_> = words.iter().map(|word| shell::word(word)).collect();
         quoted.join(" ")
     };
     let lines: Vec<_> = commands
@@ -199,7 +200,7 @@ fn file(path: &Path, to: &FileContent) -> String {
     if to.text.ends_with('\n') {
         format!("{}\n{mode}", heredoc(&format!("cat > {path}"), &to.text))
     } else {
-        format!("printf %s {} > {path}\n{mode}", quote(&to.text))
+        format!("printf %s {} > {path}\n{mode}", shell::word(&to.text))
     }
 }
 
@@ -239,7 +240,7 @@ pub fn route_command(verb: &str, route: &Route) -> String {
         _ = write!(text, " via {via}");
     }
     if let Some(interface) = &route.interface {
-        _ = write!(text, " dev {}", quote(interface.as_str()));
+        _ = write!(text, " dev {}", shell::word(interface.as_str()));
     }
     _ = write!(text, " table {}", route.table);
     if route.metric != 0 && !(route.family == Family::V6 && route.metric == 1024) {
@@ -275,7 +276,7 @@ pub fn rule_command(verb: &str, rule: &RoutingRule) -> String {
     }
     for (word, name) in [("iif", &selectors.input), ("oif", &selectors.output)] {
         if let Some(name) = name {
-            _ = write!(text, " {word} {}", quote(name));
+            _ = write!(text, " {word} {}", shell::word(name));
         }
     }
     if let Some(number) = selectors.ip_protocol {
@@ -310,35 +311,12 @@ fn heredoc(command: &str, text: &str) -> String {
 }
 
 fn quoted(path: &Path) -> String {
-    quote(&path.to_string_lossy())
-}
-
-/// `text` as one word of a POSIX shell, as it is where no character has a meaning.
-#[must_use]
-pub fn quote(text: &str) -> String {
-    let plain = |c: char| {
-        c.is_ascii_alphanumeric()
-            || matches!(c, '/' | '.' | '_' | '-' | ':' | '@' | '+' | ',' | '%')
-    };
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
+    shell::word(&path.to_string_lossy())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_quoted_where_they_must_be() {
-        assert_eq!(quote("eth0.5"), "eth0.5");
-        assert_eq!(quote("a b"), "'a b'");
-        assert_eq!(quote("it's"), r"'it'\''s'");
-        assert_eq!(quote(""), "''");
-        assert_eq!(quote("$x"), "'$x'");
-    }
 
     #[test]
     fn a_heredoc_ends_where_its_text_does() {

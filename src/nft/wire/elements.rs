@@ -2,10 +2,10 @@
 
 use super::transaction::{Key, What};
 use super::writer::{Open, Writer};
-use super::{CREATE, EXCLUSIVE, Impossible, changes};
+use super::{CREATE, EXCLUSIVE, changes};
 use crate::net::{MacAddr, Range, Step};
 use crate::nft::abi::{element, message, set};
-use crate::nft::{Elements, Set, Verdict};
+use crate::nft::{Elements, Impossible, Set, Verdict};
 
 /// A list of elements is one attribute, whose length is a `u16`.
 const LIST_LIMIT: usize = 60_000;

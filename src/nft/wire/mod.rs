@@ -19,7 +19,7 @@ mod transaction;
 mod writer;
 
 use super::abi::{chain, message, rule, set, table};
-use super::{Base, Chain, Elements, Table};
+use super::{Base, Chain, Elements, Impossible, Table};
 pub use elements::Interval;
 pub use transaction::Transaction;
 use transaction::What;
@@ -29,16 +29,6 @@ use writer::Writer;
 const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
-
-/// A table that cannot be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot make {object}: {reason}")]
-pub struct Impossible {
-    /// What.
-    pub object: String,
-    /// Why.
-    pub reason: String,
-}
 
 /// The transaction that takes the kernel from `from` to `to`; none if they are equal.
 /// With `generation`, the kernel refuses it (`ERESTART`) if anybody has committed since.

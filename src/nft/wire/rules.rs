@@ -3,10 +3,10 @@
 use super::elements::{Fill, List};
 use super::transaction::{Key, What};
 use super::writer::Writer;
-use super::{APPEND, CREATE, Impossible};
+use super::{APPEND, CREATE};
 use crate::kernel::netlink::attributes;
 use crate::nft::abi::{self, element, expression as x, message, rule, set};
-use crate::nft::{CtKey, Expression, MetaKey, PayloadBase, Rule, Verdict};
+use crate::nft::{CtKey, Expression, Impossible, MetaKey, PayloadBase, Rule, Verdict};
 
 /// Longest comment that nft takes and shows (`NFTNL_UDATA_COMMENT_MAXLEN` less its NUL).
 const COMMENT_LIMIT: usize = 127;

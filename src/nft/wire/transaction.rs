@@ -1,10 +1,12 @@
 //! Messages that take effect together, and what each of them is about.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use super::Interval;
 use crate::kernel::netlink::attributes;
 use crate::net::MacAddr;
+use crate::nft::TABLE;
 use crate::nft::abi::{element, expression as x, rule};
-use crate::nft::{TABLE, text};
 
 /// Length of `struct nlmsghdr` with `struct nfgenmsg`.
 const PREAMBLE: usize = 20;
@@ -194,8 +196,12 @@ impl What {
 impl Key {
     fn text(self, bytes: &[u8]) -> String {
         match self {
-            Self::V4 => u32::from_key(bytes).map(text::v4),
-            Self::V6 => u128::from_key(bytes).map(text::v6),
+            Self::V4 => {
+                u32::from_key(bytes).map(|address| Ipv4Addr::from_bits(address).to_string())
+            }
+            Self::V6 => {
+                u128::from_key(bytes).map(|address| Ipv6Addr::from_bits(address).to_string())
+            }
             Self::Port => u16::from_key(bytes).map(|port| port.to_string()),
             Self::Mac => bytes.try_into().ok().map(|mac| MacAddr(mac).to_string()),
             Self::Other => None,

@@ -1,9 +1,8 @@
 //! Netlink messages and attributes, written one after the other into one buffer.
 
-use super::Impossible;
 use super::transaction::{Part, Transaction, What};
-use crate::nft::TABLE;
 use crate::nft::abi::{self, table};
+use crate::nft::{Impossible, TABLE};
 
 /// `NLM_F_REQUEST`, `NLM_F_ACK`.
 const REQUEST: u16 = 0x1;
