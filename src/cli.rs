@@ -165,8 +165,8 @@ pub struct Apply {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub policy: PolicyArg,
-    /// Go back by itself unless `redirect confirm` follows within this time: seconds, or `5m`
-    #[arg(long, value_name = "TIME", value_parser = some_time, conflicts_with_all = ["dry_run", "confirmed", "early"])]
+    /// Go back by itself unless `redirect confirm` follows within this time: seconds, or `90s`, `5m`
+    #[arg(long, value_name = "TIME", value_parser = time_to_confirm, conflicts_with_all = ["dry_run", "confirmed", "early"])]
     pub confirm: Option<Duration>,
     /// Apply the policy that was confirmed last, as the journal keeps it; does nothing if there is none
     #[arg(long, conflicts_with = "policy")]
@@ -233,7 +233,7 @@ pub struct Status {
     /// For `node_exporter`'s textfile collector
     #[arg(long, conflicts_with = "json")]
     pub prometheus: bool,
-    /// Draw it again and again, with rates, every so many seconds (or `500ms`, `10s`, `1m`)
+    /// Draw it again and again, with rates, every so often: seconds, or `500ms`, `10s`, `1m`
     #[arg(long, value_name = "TIME", value_parser = interval, num_args = 0..=1,
         default_missing_value = "2", conflicts_with_all = ["json", "prometheus"])]
     pub watch: Option<Duration>,
@@ -320,19 +320,6 @@ pub enum Format {
     Json,
 }
 
-/// Reads a duration, in milliseconds too; at least a tenth of a second.
-fn interval(text: &str) -> Result<Duration, String> {
-    let read = match text.strip_suffix("ms").map(str::parse) {
-        Some(Ok(milliseconds)) => Duration::from_millis(milliseconds),
-        Some(Err(_)) => return Err("a whole number is wanted".to_owned()),
-        None => duration(text)?,
-    };
-    if read < Duration::from_millis(100) {
-        return Err("at least 100ms".to_owned());
-    }
-    Ok(read)
-}
-
 /// Reads an address, with or without a port.
 fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     if let Ok(address) = text.parse() {
@@ -346,34 +333,53 @@ fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     }
 }
 
-/// The same, but more than none.
-fn some_time(text: &str) -> Result<Duration, String> {
+/// How long `--watch` waits: not so short that it only burns the processor.
+fn interval(text: &str) -> Result<Duration, String> {
+    at_least(Duration::from_millis(100), "100ms", text)
+}
+
+/// How long `--confirm` waits: long enough to answer.
+fn time_to_confirm(text: &str) -> Result<Duration, String> {
+    at_least(
+        Duration::from_secs(1),
+        "1s; without --confirm it stays",
+        text,
+    )
+}
+
+fn at_least(least: Duration, named: &str, text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err("more than 0 is wanted; without --confirm it stays".to_owned()),
+        time if time < least => Err(format!("at least {named}")),
         time => Ok(time),
     }
 }
 
-/// Reads `90`, `90s`, `10m`, `8h` or `2d`.
+/// Reads a time, wherever one can be typed: `90`, `90s`, `500ms`, `10m`, `8h` or `2d`.
 fn duration(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(366 * 86400);
     let (number, unit) = match text.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
         Some((at, _)) => text.split_at(at),
         None => (text, "s"),
     };
-    let seconds: u64 = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86400,
-        _ => return Err("a number of seconds, or one with `s`, `m`, `h` or `d`".to_owned()),
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => {
+            return Err(
+                "a whole number of seconds, or one with `ms`, `s`, `m`, `h` or `d`".to_owned(),
+            );
+        }
     };
     let number: u64 = number
         .parse()
-        .map_err(|_| "a whole number is wanted".to_owned())?;
+        .map_err(|_| "a whole number is wanted, as in `90s`".to_owned())?;
     number
-        .checked_mul(seconds)
-        .filter(|seconds| *seconds <= 366 * 86400)
-        .map(Duration::from_secs)
+        .checked_mul(milliseconds)
+        .map(Duration::from_millis)
+        .filter(|time| *time <= LONGEST)
         .ok_or_else(|| "at most a year".to_owned())
 }
 
@@ -388,11 +394,39 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("8h"), Ok(Duration::from_secs(8 * 3600)));
-        for wrong in ["", "h", "8x", "-1", "99999999999999999999", "9999999999h"] {
+    fn every_time_is_read_alike() {
+        for (typed, milliseconds) in [
+            ("0", 0),
+            ("90", 90_000),
+            ("90s", 90_000),
+            ("500ms", 500),
+            ("10m", 600_000),
+            ("8h", 8 * 3_600_000),
+            ("366d", 366 * 86_400_000),
+        ] {
+            assert_eq!(duration(typed), Ok(Duration::from_millis(milliseconds)));
+        }
+        for wrong in [
+            "",
+            "h",
+            "8x",
+            "-1",
+            "1.5s",
+            "8 h",
+            "99999999999999999999",
+            "9999999999h",
+            "367d",
+        ] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn some_times_are_too_short() {
+        assert_eq!(interval("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(interval("99ms"), Err("at least 100ms".to_owned()));
+        assert_eq!(time_to_confirm("1"), Ok(Duration::from_secs(1)));
+        assert!(time_to_confirm("0").is_err());
+        assert!(time_to_confirm("999ms").is_err());
     }
 }
