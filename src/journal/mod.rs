@@ -14,7 +14,8 @@
 //! | `policy-DIGEST.json` | a policy's text and lists, once, however often it was applied |
 //!
 //! Each is on the disk before its name, and all names before the first change to the
-//! router. So a plan that is missing after a loss of power was never begun.
+//! router, by one sync of the directory. So a plan that is missing after a loss of power was
+//! never begun.
 
 pub mod confirm;
 mod entry;
@@ -584,7 +585,7 @@ impl Locked {
             // What is there may be damaged; then it is written anew.
             && self.journal.source(digest).is_err()
         {
-            store.write(&policy_name(digest), encode(source, &store)?)?;
+            store.write_ahead(&policy_name(digest), encode(source, &store)?)?;
         }
         let file = PlanFile {
             version: FORMAT,
@@ -596,8 +597,8 @@ impl Locked {
         // journals: so what was applied can be taken back on a full disk, too.
         let room = ROOM + 2 * encode(&self.journal.state, &store)?.len();
         let padded = text.clone() + &" ".repeat(room);
-        match store.write(&plan_name(id), padded) {
-            Err(error) if error.is_full() => store.write(&plan_name(id), text)?,
+        match store.write_ahead(&plan_name(id), padded) {
+            Err(error) if error.is_full() => store.write_ahead(&plan_name(id), text)?,
             other => other?,
         }
         let mut state = self.journal.state.clone();

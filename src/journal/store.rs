@@ -116,6 +116,14 @@ impl Store {
         let _ = std::fs::remove_file(self.path(name));
     }
 
+    /// The same for a file that nothing refers to before the next [`Self::write`], which
+    /// makes this one's name safe as well.
+    pub(super) fn write_ahead(&self, name: &str, text: String) -> Result<(), JournalError> {
+        let content = FileContent { text, mode: 0o600 };
+        files::replace_unsynced(&self.path(name), &content)
+            .map_err(|error| JournalError::kernel("write", self.path(name), error))
+    }
+
     /// Gives a file another name.
     pub(super) fn rename(&self, name: &str, to: &str) -> Result<(), JournalError> {
         std::fs::rename(self.path(name), self.path(to))

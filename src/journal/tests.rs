@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -466,6 +467,76 @@ fn a_run_that_died_is_found_interrupted() {
     );
     // Its number is not used again.
     assert_eq!(run.begin(Kind::Repair, None, &Plan::default()).unwrap(), 2);
+}
+
+/// Names and what they stand for, as they are on the disk.
+fn disk(location: &Location) -> BTreeMap<String, Vec<u8>> {
+    let read = |name: String| {
+        let bytes = std::fs::read(location.directory.join(&name)).unwrap();
+        (name, bytes)
+    };
+    let names = Store::new(location.directory.clone()).names();
+    names.into_iter().map(read).collect()
+}
+
+/// A file's content is on the disk before its name, but until the directory is synced any of the
+/// names that were changed may be there, and any other not.
+#[test]
+fn the_power_may_fail_before_any_of_the_names_is_on_the_disk() {
+    let scratch = Scratch::new("journal-power");
+    let location = location(&scratch);
+    let mut run = acquire(&location);
+    run.begin(Kind::Apply, Some(&source("first")), &first_apply())
+        .unwrap();
+    run.done().unwrap();
+    let before = disk(&location);
+    run.begin(Kind::Apply, Some(&source("second")), &second_apply())
+        .unwrap();
+    let after = disk(&location);
+    drop(run);
+
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let changed: Vec<&String> = (names.into_iter())
+        .filter(|name| before.get(*name) != after.get(*name))
+        .collect();
+    // One plan goes; a plan, a policy and a journal come.
+    assert_eq!(changed.len(), 4, "{changed:?}");
+    for chosen in 0..1_u32 << changed.len() {
+        let is_new = |name: &String| {
+            let at = changed.iter().position(|changed| *changed == name);
+            at.is_some_and(|at| chosen & (1 << at) != 0)
+        };
+        let restarted = Location {
+            directory: scratch.path().join(format!("restarted-{chosen}")),
+            boot: BootId("boot-2".to_owned()),
+        };
+        std::fs::create_dir(&restarted.directory).unwrap();
+        let old = before.iter().filter(|(name, _)| !is_new(name));
+        let new = after.iter().filter(|(name, _)| is_new(name));
+        for (name, bytes) in old.chain(new) {
+            std::fs::write(restarted.directory.join(name), bytes).unwrap();
+        }
+
+        let mut run = acquire(&restarted);
+        // What is in force is known, with its text, whatever became of the rest.
+        let first = Digest::of(&source("first"));
+        assert_eq!(run.confirmed().policy.as_ref(), Some(&first));
+        assert_eq!(run.source(&first).unwrap(), source("first"));
+        assert_eq!(run.open().is_some(), is_new(&JOURNAL.to_owned()));
+        if run.open().is_some() {
+            let planned = run.open_plan().unwrap();
+            let is_there = is_new(&plan_name(2));
+            assert_eq!(planned == second_apply(), is_there);
+            assert!(is_there || planned.is_empty(), "it never began");
+            run.undone("power").unwrap();
+        }
+        run.begin(Kind::Apply, Some(&source("second")), &second_apply())
+            .unwrap();
+        run.done().unwrap();
+        let second = Digest::of(&source("second"));
+        assert_eq!(run.in_force().policy.as_ref(), Some(&second));
+        assert_eq!(run.source(&second).unwrap(), source("second"));
+    }
 }
 
 #[test]

@@ -88,6 +88,16 @@ pub(super) fn read_with_mode(
 /// # Errors
 /// If what is there is no plain file, or something cannot be written. `path` is then as it was.
 pub fn replace(path: &Path, content: &FileContent) -> Result<(), KernelError> {
+    replace_unsynced(path, content)?;
+    sync_parent(path).map_err(|error| explain(format!("cannot write `{}`", path.display()), error))
+}
+
+/// The same, but that this file has this content is safe from a loss of power only once another
+/// file of the same directory has been [replaced](replace). What is read is whole in any case.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_unsynced(path: &Path, content: &FileContent) -> Result<(), KernelError> {
     let action = || format!("cannot write `{}`", path.display());
     let failed = |error| explain(action(), error);
     let owner = match fs::symlink_metadata(path) {
@@ -105,7 +115,7 @@ pub fn replace(path: &Path, content: &FileContent) -> Result<(), KernelError> {
         let _ = fs::remove_file(&beside);
         return Err(failed(error));
     }
-    sync_parent(path).map_err(failed)
+    Ok(())
 }
 
 /// Makes a new file of these bytes, which nobody but its owner may read.
