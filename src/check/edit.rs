@@ -1,5 +1,7 @@
 //! Commands that edit the policy: what mends a trouble may be a line in it.
 
+use std::net::IpAddr;
+
 /// The policy file, as far as commands need to know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyFile {
@@ -45,6 +47,34 @@ impl PolicyFile {
         self.then_apply(edit, in_force)
     }
 
+    /// Commands that except a server from a redirect.
+    #[must_use]
+    pub fn except_server(&self, redirect: &str, server: IpAddr, in_force: bool) -> Vec<String> {
+        let path = self.quoted();
+        let name = format!("name = \"{redirect}\"");
+        let mut section = Vec::new();
+        for line in self.text.lines() {
+            if line.trim_start().starts_with('[') {
+                if section.contains(&name) {
+                    break;
+                }
+                section.clear();
+            }
+            let words: Vec<&str> = line.split_whitespace().collect();
+            section.push(words.join(" "));
+        }
+        let has_exceptions = section.iter().any(|line| line.starts_with("except_server"));
+        if !section.contains(&name) || has_exceptions {
+            return vec![format!(
+                "# add \"{server}\" to `except_server` of redirect `{redirect}` in {path}"
+            )];
+        }
+        let edit = format!(
+            r#"sed -i '/^[[:blank:]]*name[[:blank:]]*=[[:blank:]]*"{redirect}"/a except_server = "{server}"' {path}"#
+        );
+        self.then_apply(edit, in_force)
+    }
+
     fn then_apply(&self, edit: String, in_force: bool) -> Vec<String> {
         let mut commands = vec![edit];
         if in_force {
@@ -74,6 +104,10 @@ mod tests {
     use super::*;
 
     fn edit(text: &str, key: &str, value: &str) -> String {
+        edited(text, |file| file.set_option(key, value, false))
+    }
+
+    fn edited(text: &str, commands: impl Fn(&PolicyFile) -> Vec<String>) -> String {
         let scratch = crate::test_support::Scratch::new(&format!("edit-{}", text.len()));
         let path = scratch.path().join("policy.toml");
         let file = PolicyFile {
@@ -85,7 +119,7 @@ mod tests {
             mode: 0o600,
         };
         crate::kernel::files::replace(&path, &content).unwrap();
-        for command in file.set_option(key, value, false) {
+        for command in commands(&file) {
             let soon = std::time::Duration::from_secs(10);
             let output = crate::kernel::process::run("sh", &["-c", &command], b"", soon).unwrap();
             assert!(output.status.success(), "{}", output.complaint());
@@ -111,5 +145,21 @@ mod tests {
             ),
             "[options]\n  rule_priority= 49\n"
         );
+    }
+
+    #[test]
+    fn a_server_is_excepted_from_its_redirect() {
+        let except = |text: &str| {
+            edited(text, |file| {
+                file.except_server("ssh", "10.20.0.1".parse().unwrap(), false)
+            })
+        };
+        let two = "[[redirect]]\nname = \"rdp\"\nexcept_server = \"10.0.0.1\"\n[[redirect]]\nname   = \"ssh\"\nport = 22\n";
+        assert_eq!(
+            except(two),
+            two.replace("ssh\"\n", "ssh\"\nexcept_server = \"10.20.0.1\"\n")
+        );
+        let has = "[[redirect]]\nname = \"ssh\"\nexcept_server = [\n]\n";
+        assert_eq!(except(has), has, "that is left to people");
     }
 }

@@ -1,21 +1,15 @@
-//! What others on this router may undo, and whom the policy does not reach.
+//! What is not as it was applied, what others may undo, and which sessions apply would cut.
 
 use std::net::IpAddr;
 
-use super::foreign::walk::{self, Traveller};
-use super::foreign::{Hook, State};
-use super::packets::{OurRules, with_ours};
 use super::{Case, Finding, Subject, families};
-use crate::kernel::route::Neighbour;
-use crate::net::{Family, IfName};
 use crate::plan::Change;
 use crate::policy::{Established, Redirect};
-use crate::rules::Packet;
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>) {
     drift(case, findings);
     networkd(case, findings);
-    other_family(case, findings);
+    router_among_servers(case, findings);
     open_sessions(case, findings);
 }
 
@@ -109,161 +103,37 @@ fn networkd(case: &Case<'_>, findings: &mut Vec<Finding>) {
     );
 }
 
-/// A server that a redirect covers in one family only, and that clients reach in the other.
-fn other_family(case: &Case<'_>, findings: &mut Vec<Finding>) {
+/// Servers' networks that hold the router's own addresses: what is delivered here is not forwarded,
+/// and no appliance sees it.
+fn router_among_servers(case: &Case<'_>, findings: &mut Vec<Finding>) {
+    let listens_on = |own: IpAddr, redirect: &Redirect| {
+        case.surroundings.listeners.iter().find_map(|listener| {
+            // A socket that is bound to no address takes IPv4, too, if it is IPv6 (ipv6(7)).
+            let any = listener.ip().is_unspecified() && (own.is_ipv4() || listener.is_ipv6());
+            ((any || listener.ip() == own) && redirect.ports.contains(listener.port()))
+                .then_some(listener.port())
+        })
+    };
     for redirect in &case.policy.redirects {
-        if redirect.servers.v4.is_empty() {
-            continue;
-        }
-        for (interface, server, other) in twins(case, redirect) {
-            if redirects_to(case, redirect, other) {
+        for found in &case.observed.addresses {
+            let own = found.network.addr();
+            if !redirect.servers.contains(own) {
                 continue;
             }
-            let Some(client) = redirect_clients(case, redirect).into_iter().find(|client| {
-                *client != interface && reaches(case, redirect, client, &interface, other)
-            }) else {
+            let Some(port) = listens_on(own, redirect) else {
                 continue;
             };
-            let prefix =
-                on_link_prefix(case, &interface, other).unwrap_or_else(|| other.to_string());
             findings.push(
-                Finding::error("ipv6-unredirected", Subject::Redirect(redirect.name.to_string()))
-                    .found(format!("the server {server} is also {other} (the same Ethernet address on `{interface}`), which no redirect covers"))
-                    .why(format!("clients on `{client}` reach it over IPv6, unrecorded; covering it in `server_network` records them, the command refuses them"))
-                    .mend(format!(
-                        "ip6tables -I FORWARD -i {client} -d {prefix} {} -j REJECT",
-                        super::packets::multiport(&redirect.ports, false)
-                    )),
+                Finding::warning(
+                    "router-among-servers",
+                    Subject::Redirect(redirect.name.to_string()),
+                )
+                .found(format!("{own} is this router's own, is among the servers, and something listens there on port {port}"))
+                .why("sessions to the router itself end on it: they do not cross it, and are not recorded")
+                .mends(case.file.except_server(redirect.name.as_str(), own, case.in_force)),
             );
         }
     }
-}
-
-/// Neighbours that are servers of `redirect` in IPv4, with an IPv6 address of the same host.
-fn twins(case: &Case<'_>, redirect: &Redirect) -> Vec<(IfName, IpAddr, IpAddr)> {
-    let neighbours = &case.surroundings.neighbours;
-    let mut twins = Vec::new();
-    let is_global = |found: &Neighbour| match found.address {
-        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_multicast(),
-        IpAddr::V4(_) => false,
-    };
-    for (interface, server) in neighbours {
-        if Family::of(server.address) != Family::V4
-            || !redirect.servers.contains(server.address)
-            || server.mac.is_none()
-        {
-            continue;
-        }
-        for (at, other) in neighbours {
-            if at == interface && other.mac == server.mac && is_global(other) {
-                twins.push((interface.clone(), server.address, other.address));
-            }
-        }
-    }
-    twins
-}
-
-/// Whether some redirect with the same ports covers `address`.
-fn redirects_to(case: &Case<'_>, redirect: &Redirect, address: IpAddr) -> bool {
-    case.policy.redirects.iter().any(|other| {
-        other.servers.contains(address)
-            && redirect
-                .ports
-                .iter()
-                .all(|range| other.ports.contains(range.first) && other.ports.contains(range.last))
-    })
-}
-
-fn redirect_clients(case: &Case<'_>, redirect: &Redirect) -> Vec<IfName> {
-    case.observed
-        .links
-        .iter()
-        .filter(|link| {
-            redirect
-                .client_interfaces
-                .iter()
-                .any(|pattern| pattern.matches(&link.name))
-        })
-        .map(|link| link.name.clone())
-        .collect()
-}
-
-/// Whether a client behind `client` gets through to `server` in IPv6.
-fn reaches(
-    case: &Case<'_>,
-    redirect: &Redirect,
-    client: &IfName,
-    interface: &IfName,
-    server: IpAddr,
-) -> bool {
-    let Some(link) = case.observed.link(client) else {
-        return false;
-    };
-    let source = case.observed.addresses.iter().find_map(|found| {
-        let is_global =
-            matches!(found.network.addr(), IpAddr::V6(address) if !address.is_unicast_link_local());
-        (found.link == link.index && is_global)
-            .then(|| {
-                found
-                    .network
-                    .hosts()
-                    .find(|host| *host != found.network.addr())
-            })
-            .flatten()
-    });
-    let (Some(source), Some(port)) = (
-        source,
-        redirect.ports.iter().next().map(|range| range.first),
-    ) else {
-        return false;
-    };
-    if !case.surroundings.forwards(Family::V6, client) {
-        return false;
-    }
-    let mut traveller = Traveller {
-        input: Some(client.clone()),
-        output: None,
-        source,
-        destination: server,
-        protocol: 6,
-        ports: Some((super::legs::CLIENT_PORT, port)),
-        icmp_type: None,
-        flags: Packet::SYN,
-        state: State::New,
-        mac: None,
-        way_back: Some(client.clone()),
-        mark: 0,
-        connection_mark: 0,
-    };
-    let rules = with_ours(case);
-    let mut ours = OurRules::new(case.policy);
-    let mut events = Vec::new();
-    if !walk::pass(
-        &rules,
-        Hook::Prerouting,
-        &mut traveller,
-        &mut ours,
-        &mut events,
-    ) {
-        return false;
-    }
-    traveller.output = Some(interface.clone());
-    walk::pass(
-        &rules,
-        Hook::Forward,
-        &mut traveller,
-        &mut ours,
-        &mut events,
-    )
-}
-
-fn on_link_prefix(case: &Case<'_>, interface: &IfName, address: IpAddr) -> Option<String> {
-    let link = case.observed.link(interface)?;
-    case.observed
-        .addresses
-        .iter()
-        .find(|found| found.link == link.index && found.network.contains(&address))
-        .map(|found| found.network.trunc().to_string())
 }
 
 /// Sessions that apply would cut.

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use super::{Case, Finding, Subject, families};
 use crate::kernel::route::NeighbourState;
-use crate::net::IfName;
 use crate::observation::Link;
+use crate::plan::Finding as Refusal;
+use crate::plan::packets::PACKET_FILTER_MISSING;
+use crate::policy::Appliance;
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>) {
     refusals(case, findings);
@@ -50,52 +52,48 @@ fn probes(case: &Case<'_>, findings: &mut Vec<Finding>) {
 fn refusals(case: &Case<'_>, findings: &mut Vec<Finding>) {
     for refusal in &case.planned.refusals {
         let key = refusal.key.as_deref().unwrap_or_default();
-        let (section, name) = match key.split_once('.') {
-            Some(("appliance", rest)) => match rest.rsplit_once('.') {
-                Some((name, part)) => (Subject::Appliance(name.to_owned()), part),
-                None => (Subject::Router, ""),
-            },
-            _ => (
-                redirect_of(case, key),
-                key.rsplit('.').next().unwrap_or_default(),
-            ),
-        };
-        let code = match (name, &section) {
-            ("interface", _) if refusal.message.contains("down") => "interface-down",
-            ("interface" | "client_interface" | "server_interface", _) => "interface-missing",
-            ("address", _) => "appliance-not-on-link",
-            ("table", _) => "table-in-use",
-            ("appliance", Subject::Redirect(_)) => "shared-without-mac",
-            _ => "packet-filter-missing",
-        };
-        let mut finding = Finding::error(code, section)
+        let mut finding = Finding::error(refusal.code, subject(case, key))
             .found(refusal.message.clone())
-            .why("apply refuses this")
-            .mend(refusal_mend(code, case, key).unwrap_or_else(|| format!("# {}", refusal.hint)));
-        finding.lacking = matches!(code, "packet-filter-missing" | "interface-missing");
+            .why(if case.in_force {
+                "sessions are refused as long as it is so, and may not all be taken"
+            } else {
+                "apply refuses this"
+            })
+            .mend(refusal_mend(case, refusal));
+        finding.lacking = matches!(refusal.code, PACKET_FILTER_MISSING | "interface-missing");
         findings.push(finding);
     }
 }
 
-fn redirect_of(case: &Case<'_>, key: &str) -> Subject {
+/// What a key of the policy is about.
+fn subject(case: &Case<'_>, key: &str) -> Subject {
+    if let Some(appliance) = appliance_of(case, key) {
+        return Subject::Appliance(appliance.name.to_string());
+    }
     let index = key
         .strip_prefix("redirect[")
         .and_then(|rest| rest.split(']').next())
-        .and_then(|number| number.parse::<usize>().ok());
+        .and_then(|number| number.parse::<usize>().ok()?.checked_sub(1));
     match index.and_then(|index| case.policy.redirects.get(index)) {
         Some(redirect) => Subject::Redirect(redirect.name.to_string()),
         None => Subject::Router,
     }
 }
 
-/// The hint as a command, where there is one.
-fn refusal_mend(code: &str, case: &Case<'_>, key: &str) -> Option<String> {
-    let appliance = case
-        .policy
+fn appliance_of<'a>(case: &Case<'a>, key: &str) -> Option<&'a Appliance> {
+    case.policy
         .appliances
         .iter()
-        .find(|appliance| key.starts_with(&format!("appliance.{}.", appliance.name)))?;
-    (code == "interface-down").then(|| format!("ip link set {} up", appliance.interface))
+        .find(|appliance| key.starts_with(&format!("appliance.{}.", appliance.name)))
+}
+
+/// The hint as a command, where there is one.
+fn refusal_mend(case: &Case<'_>, refusal: &Refusal) -> String {
+    let appliance = appliance_of(case, refusal.key.as_deref().unwrap_or_default());
+    match (refusal.code, appliance) {
+        ("interface-down", Some(appliance)) => format!("ip link set {} up", appliance.interface),
+        _ => format!("# {}", refusal.hint),
+    }
 }
 
 /// The interfaces that the policy names, with why each matters.
@@ -138,15 +136,6 @@ fn carriers(case: &Case<'_>, findings: &mut Vec<Finding>) {
                     .found(format!("`{}` has no carrier: nothing is plugged in at the other end, or it is switched off", link.name))
                     .why("the appliance is behind it: no session can be recorded")
                     .mend(format!("ip -statistics link show dev {}", link.name)),
-            );
-        }
-        // The planner refuses it before apply; it may go down afterwards, too.
-        if role == Role::Appliance && !link.up && case.planned.refusals.is_empty() {
-            findings.push(
-                Finding::error("interface-down", Subject::Interface(link.name.to_string()))
-                    .found(format!("`{}` is down", link.name))
-                    .why("the appliance is behind it: no session can be recorded")
-                    .mend(format!("ip link set {} up", link.name)),
             );
         }
     }
@@ -199,9 +188,6 @@ fn neighbours(case: &Case<'_>, findings: &mut Vec<Finding>) {
         };
         let subject = || Subject::Appliance(appliance.name.to_string());
         let interface = &appliance.interface;
-        if case.in_force {
-            not_on_link(case, address, interface, subject(), findings);
-        }
         let Some(neighbour) = case.surroundings.neighbour(interface, address) else {
             continue;
         };
@@ -241,31 +227,5 @@ fn neighbours(case: &Case<'_>, findings: &mut Vec<Finding>) {
                     }),
             );
         }
-    }
-}
-
-/// It was on-link when it was applied; addresses may go.
-fn not_on_link(
-    case: &Case<'_>,
-    address: IpAddr,
-    interface: &IfName,
-    subject: Subject,
-    findings: &mut Vec<Finding>,
-) {
-    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    let up = case.observed.link(interface).is_some_and(|link| link.up);
-    let told = case.planned.refusals.iter().any(|refusal| {
-        refusal
-            .key
-            .as_deref()
-            .is_some_and(|key| key.ends_with(".address"))
-    });
-    if up && !link_local && !told && !case.observed.is_on_link(address, interface) {
-        findings.push(
-            Finding::error("appliance-not-on-link", subject)
-                .found(format!("{address} is not on-link at `{interface}`"))
-                .why("the route to it cannot work: every session is refused")
-                .mend(format!("ip address show dev {interface}")),
-        );
     }
 }

@@ -11,6 +11,7 @@ pub mod legs;
 mod links;
 mod packets;
 mod routing;
+mod second_family;
 mod settings;
 pub mod surroundings;
 #[cfg(test)]
@@ -18,7 +19,7 @@ mod tests;
 pub mod text;
 pub mod trace;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -112,6 +113,13 @@ impl Finding {
         Self::new(Severity::Warning, code, subject)
     }
 
+    /// Whether it keeps sessions from their way at this moment, so that they are refused, hang, or
+    /// reach their servers unrecorded. The other errors are about what will be, or might.
+    #[must_use]
+    pub fn is_acute(&self) -> bool {
+        self.severity == Severity::Error && !LATENT.contains(&self.code)
+    }
+
     fn found(mut self, found: impl Into<String>) -> Self {
         self.found = found.into();
         self
@@ -137,6 +145,16 @@ impl Finding {
         self
     }
 }
+
+/// Errors by which no session of the policy has lost its way yet. (Drift is here because
+/// `status`, which asks, lists it object by object.)
+const LATENT: [&str; 5] = [
+    "drift",
+    "icmp-redirects",
+    "ipv6-unredirected",
+    "mark-bits-shared",
+    "networkd-foreign",
+];
 
 /// Which packet filter holds our rules, or will.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -210,6 +228,9 @@ pub struct LegReport {
     pub kernel: String,
     /// What to make of it.
     pub outcome: Outcome,
+    /// The code of the finding that says why, where it goes astray.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<&'static str>,
 }
 
 /// What to make of the kernel's answer.
@@ -277,19 +298,32 @@ impl Report {
 /// The command that puts back what others removed.
 const REPAIR: &str = "redirect repair";
 
-/// Legs that a finding explains: session and leg.
-type Explained = BTreeSet<(usize, legs::Number)>;
+/// Legs that go astray, and the code of the finding that says why: by session and leg.
+#[derive(Debug, Default)]
+struct Explained(BTreeMap<(usize, legs::Number), &'static str>);
+
+impl Explained {
+    /// The first reason counts.
+    fn insert(&mut self, session: usize, leg: legs::Number, code: &'static str) {
+        self.0.entry((session, leg)).or_insert(code);
+    }
+
+    fn why(&self, session: usize, leg: legs::Number) -> Option<&'static str> {
+        self.0.get(&(session, leg)).copied()
+    }
+}
 
 /// Judges a policy on a router.
 #[must_use]
 pub fn check(case: &Case<'_>) -> Report {
     let mut findings = Vec::new();
-    let mut explained = Explained::new();
+    let mut explained = Explained::default();
     links::check(case, &mut findings);
     settings::check(case, &mut findings, &mut explained);
     routing::check(case, &mut findings, &mut explained);
-    packets::check(case, &mut findings);
+    packets::check(case, &mut findings, &mut explained);
     hosts::check(case, &mut findings);
+    second_family::check(case, &mut findings);
     let sessions = routing::legs(case, &mut findings, &explained);
     // The same trouble may be met on several ways; it is told once.
     let mut told = BTreeSet::new();

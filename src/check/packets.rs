@@ -6,19 +6,24 @@ use super::foreign::{
 };
 use super::legs::{Asked, Number, Session, addresses, is_marked, ports};
 use super::routing::shared_bits;
-use super::{Backend, Case, Finding, Severity, Subject, families};
+use super::{Backend, Case, Explained, Finding, Severity, Subject, families};
 use crate::net::{Family, IfName, Ports};
 use crate::policy::{Appliance, Policy, Redirect};
 use crate::rules::{Connection, Model, Packet};
 
-pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>) {
+pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Explained) {
     both_iptables(case, findings);
     same_marks(case, findings);
     let rules = with_ours(case);
-    for asked in &case.surroundings.asked {
+    for (index, asked) in case.surroundings.asked.iter().enumerate() {
         for number in Number::ALL {
             for state in states(number) {
-                leg(case, &rules, asked, number, *state, findings);
+                let found = leg(case, &rules, asked, number, *state);
+                let error = found.iter().find(|found| found.severity == Severity::Error);
+                if let Some(error) = error {
+                    explained.insert(index, number, error.code);
+                }
+                findings.extend(found);
             }
         }
     }
@@ -194,28 +199,26 @@ pub fn traveller(
     })
 }
 
+/// What keeps a packet of this leg from its way.
 fn leg(
     case: &Case<'_>,
     rules: &Ruleset,
     asked: &Asked,
     number: Number,
     state: State,
-    findings: &mut Vec<Finding>,
-) {
-    let Some(redirect) = case.policy.redirects.get(asked.session.redirect) else {
-        return;
-    };
-    let Some(appliance) = case.policy.appliance_of(redirect) else {
-        return;
-    };
-    let Some(mut traveller) = traveller(
-        case.policy,
-        &asked.session,
-        asked.server_interface.as_ref(),
-        number,
-        state,
-    ) else {
-        return;
+) -> Vec<Finding> {
+    let made = case
+        .policy
+        .redirects
+        .get(asked.session.redirect)
+        .and_then(|redirect| {
+            let server_interface = asked.server_interface.as_ref();
+            let traveller =
+                traveller(case.policy, &asked.session, server_interface, number, state)?;
+            Some((redirect, case.policy.appliance_of(redirect)?, traveller))
+        });
+    let Some((redirect, appliance, mut traveller)) = made else {
+        return Vec::new();
     };
     let way = Way {
         case,
@@ -226,51 +229,61 @@ fn leg(
         input: traveller.input.clone(),
         output: output(number, asked, appliance),
     };
+    let mut findings = Vec::new();
     let mut ours = OurRules::new(case.policy);
     let mut events = Vec::new();
-    let came_out = walk::pass(
-        rules,
-        Hook::Prerouting,
-        &mut traveller,
-        &mut ours,
-        &mut events,
-    );
-    if !came_out {
+    let mut pass = |hook, traveller: &mut Traveller, events: &mut Vec<_>| {
+        walk::pass(rules, hook, traveller, &mut ours, events)
+    };
+    if !pass(Hook::Prerouting, &mut traveller, &mut events) {
         findings.extend(way.dropped(&events, Hook::Prerouting));
-        return;
+        return findings;
     }
     findings.extend(way.untracked(&events));
     if !ours.acted && case.in_force && case.backend == Backend::Iptables {
         findings.extend(way.passed_by(rules));
     }
     let should = is_marked(number, redirect.snat);
-    let borne = appliance.mark.is_borne_by(traveller.mark);
-    if should != borne {
-        findings.extend(way.overwritten(&events, Which::Packet));
-    }
-    let connection = appliance.mark.is_borne_by(traveller.connection_mark);
-    let needs_connection = should || redirect.snat || number == Number::ApplianceToClient;
-    if needs_connection && !connection {
-        findings.extend(way.overwritten(&events, Which::Connection));
+    let bears = |mark: u32| appliance.mark.is_borne_by(mark);
+    let marks = Borne {
+        packet: bears(traveller.mark),
+        connection: bears(traveller.connection_mark),
+    };
+    if should != marks.packet {
+        findings.extend(way.overwritten(&events, Which::Packet, marks));
     }
     traveller.output.clone_from(&way.output);
-    events.clear();
-    if !walk::pass(rules, Hook::Forward, &mut traveller, &mut ours, &mut events) {
-        findings.extend(way.dropped(&events, Hook::Forward));
-        return;
+    let mut later = Vec::new();
+    let mut pass = |hook, traveller: &mut Traveller, events: &mut Vec<_>| {
+        walk::pass(rules, hook, traveller, &mut ours, events)
+    };
+    if !pass(Hook::Forward, &mut traveller, &mut later) {
+        findings.extend(way.dropped(&later, Hook::Forward));
+        return findings;
     }
-    findings.extend(way.offloaded(&events, rules));
-    if number == Number::ClientToAppliance && state == State::New {
-        events.clear();
-        walk::pass(
-            rules,
-            Hook::Postrouting,
-            &mut traveller,
-            &mut ours,
-            &mut events,
-        );
-        findings.extend(way.hidden(&events));
+    findings.extend(way.offloaded(&later, rules));
+    let mut last = Vec::new();
+    if state == State::New {
+        pass(Hook::Postrouting, &mut traveller, &mut last);
     }
+    if number == Number::ClientToAppliance {
+        findings.extend(way.hidden(&last));
+    }
+    // Wherever it is wiped, the answers come back without it.
+    events.extend(later);
+    events.extend(last);
+    let needs_connection = should || redirect.snat || number == Number::ApplianceToClient;
+    if needs_connection && !bears(traveller.connection_mark) {
+        findings.extend(way.overwritten(&events, Which::Connection, marks));
+    }
+    findings
+}
+
+/// Which of a packet's marks are ours when its route is chosen.
+#[derive(Debug, Clone, Copy)]
+struct Borne {
+    packet: bool,
+    connection: bool,
 }
 
 fn output(number: Number, asked: &Asked, appliance: &Appliance) -> Option<IfName> {
@@ -295,6 +308,10 @@ struct Way<'a> {
 impl Way<'_> {
     fn subject(&self) -> Subject {
         Subject::Redirect(self.redirect.name.to_string())
+    }
+
+    fn is_sealed(&self) -> bool {
+        Model::new(self.case.policy).is_sealed()
     }
 
     fn leg_words(&self) -> String {
@@ -389,7 +406,7 @@ impl Way<'_> {
         )
     }
 
-    fn overwritten(&self, events: &[Event<'_>], mark: Which) -> Option<Finding> {
+    fn overwritten(&self, events: &[Event<'_>], mark: Which, left: Borne) -> Option<Finding> {
         let ours = self.appliance.mark.mask;
         let event = events.iter().rev().find(|event| {
             matches!(event.what, What::Marked { which, from, to, after_ours: true }
@@ -398,17 +415,25 @@ impl Way<'_> {
         let What::Marked { from, to, .. } = event.what else {
             return None;
         };
-        let (code, which, why) = match mark {
-            Which::Packet => (
-                "mark-overwritten",
-                "packet",
-                "the route is chosen by this mark: sessions miss the appliance, and are refused where the seal is on",
-            ),
-            Which::Connection => (
-                "connmark-overwritten",
-                "connection",
-                "answers find their way through the appliance by this mark: sessions hang, or are refused",
-            ),
+        let should = is_marked(self.number, self.redirect.snat);
+        let is_held = self.is_sealed() && left.connection;
+        let (code, which) = match mark {
+            Which::Packet => ("mark-overwritten", "packet"),
+            Which::Connection => ("connmark-overwritten", "connection"),
+        };
+        let why = match mark {
+            Which::Packet if !should => {
+                "the route is chosen by this mark: the appliance's own packets are sent back to it, in circles"
+            }
+            Which::Packet if is_held => {
+                "the route is chosen by this mark: sessions miss the appliance, and the seal refuses them"
+            }
+            _ if should && !left.packet && !is_held => {
+                "the route is chosen by the packet's mark, and the seal knows a packet by it or by its connection's: with neither left, sessions reach their servers unrecorded"
+            }
+            _ => {
+                "answers find their way through the appliance by this mark: sessions hang, or are refused"
+            }
         };
         Some(
             Finding::error(code, self.subject())
@@ -632,6 +657,41 @@ pub(super) fn multiport(ports: &Ports, source: bool) -> String {
     let which = if source { "--sports" } else { "--dports" };
     format!("-p tcp -m multiport {which} {}", words.join(","))
 }
+
+/// What is to be refused in IPv6, in the words of either command.
+pub(super) struct Refused {
+    /// Where.
+    pub(super) hook: Hook,
+    /// The rule of nft.
+    pub(super) nft: String,
+    /// The rule of ip6tables.
+    pub(super) iptables: String,
+}
+
+/// A command that refuses it, by what this router has for IPv6.
+pub(super) fn refuse(case: &Case<'_>, refused: &Refused) -> String {
+    let (chain, hook) = match refused.hook {
+        Hook::Output => ("OUTPUT", "output"),
+        _ => ("FORWARD", "forward"),
+    };
+    let of_iptables =
+        case.surroundings.rules.chains.iter().find(|chain| {
+            chain.system != System::Nft && chain.sees(Family::V6) && !chain.is_ours()
+        });
+    match (of_iptables, case.backend) {
+        (None, Backend::Nftables) => format!(
+            "nft 'add table ip6 {GUARD}; add chain ip6 {GUARD} {hook} {{ type filter hook {hook} priority filter; }}; add rule ip6 {GUARD} {hook} {}'",
+            refused.nft
+        ),
+        (found, _) => {
+            let command = found.map_or("ip6tables", |chain| chain.command.as_str());
+            format!("{command} -I {chain} {}", refused.iptables)
+        }
+    }
+}
+
+/// The table that holds what [`refuse`] refuses, for want of another.
+const GUARD: &str = "guard";
 
 /// How a mending rule is to know our packets.
 enum Match {

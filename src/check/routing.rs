@@ -13,6 +13,7 @@ use crate::plan::Change;
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Explained) {
     rules_before_ours(case, findings, explained);
+    foreign_routes(case, findings, explained);
     same_bits(case, findings);
 }
 
@@ -47,7 +48,7 @@ fn rules_before_ours(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &m
             let Some(rule) = catcher else {
                 continue;
             };
-            explained.insert((index, leg.number));
+            explained.insert(index, leg.number, "rule-before-ours");
             let flag = rule.family.ip_flag();
             let owner = rule.mark.and_then(|mark| foreign::owner_of_bits(mark.mask));
             let mend = match lower_than(rule.priority.0, case) {
@@ -66,6 +67,82 @@ fn rules_before_ours(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &m
             );
         }
     }
+}
+
+/// A route in one of our tables that somebody else put there. (Before apply, it is refused.)
+fn foreign_routes(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Explained) {
+    if !case.in_force {
+        return;
+    }
+    for (index, family) in families(case.policy) {
+        let Some(appliance) = case.policy.appliances.get(index) else {
+            continue;
+        };
+        let foreign = case.observed.routes.iter().filter(|route| {
+            route.table == appliance.table
+                && route.family == family
+                && route.protocol != RouteProtocol::OURS
+        });
+        for route in foreign {
+            let words = route_words(route);
+            findings.push(
+                Finding::error("foreign-route", Subject::Appliance(appliance.name.to_string()))
+                    .found(format!("the {family} route `{words}` stands in our table, and is not ours"))
+                    .why("packets that bear our mark follow it where it fits better than ours, and miss the appliance")
+                    .mend(format!("ip {} route del {words}", family.ip_flag())),
+            );
+        }
+        for (at, asked) in case.surroundings.asked.iter().enumerate() {
+            let is_its = asked.session.family == family
+                && case
+                    .policy
+                    .redirects
+                    .get(asked.session.redirect)
+                    .is_some_and(|redirect| redirect.appliance == index);
+            for leg in asked
+                .legs
+                .iter()
+                .filter(|leg| is_its && leg.question.mark != 0)
+            {
+                let decides = found_in(
+                    appliance.table,
+                    leg.question.to,
+                    family,
+                    &case.observed.routes,
+                );
+                if decides.is_some_and(|route| route.protocol != RouteProtocol::OURS) {
+                    explained.insert(at, leg.number, "foreign-route");
+                }
+            }
+        }
+    }
+}
+
+/// A route as `ip route` takes it.
+#[must_use]
+pub(super) fn route_words(route: &Route) -> String {
+    let mut words = Vec::new();
+    match route.kind {
+        RouteKind::Unicast => {}
+        RouteKind::Unreachable => words.push("unreachable".to_owned()),
+        RouteKind::Other(6) => words.push("blackhole".to_owned()),
+        RouteKind::Other(8) => words.push("prohibit".to_owned()),
+        RouteKind::Other(THROW) => words.push("throw".to_owned()),
+        RouteKind::Other(number) => words.push(format!("type {number}")),
+    }
+    words.push(
+        route
+            .destination
+            .map_or_else(|| "default".to_owned(), |network| network.to_string()),
+    );
+    if let Some(via) = route.via {
+        words.push(format!("via {via}"));
+    }
+    if let Some(interface) = &route.interface {
+        words.push(format!("dev {interface}"));
+    }
+    words.push(format!("table {}", route.table));
+    words.join(" ")
 }
 
 /// A priority for our first rule, so that all of ours stand before `theirs`.
@@ -294,19 +371,28 @@ pub(super) fn legs(
         };
         for leg in &asked.legs {
             let unmarked = leg.question.mark != 0 && packets_drifted(case);
-            let is_explained = explained.contains(&(index, leg.number)) || unmarked;
-            let outcome = if is_explained {
+            let is_there = |name: &crate::net::IfName| case.observed.link(name).is_some();
+            let is_missing = !leg.question.input.as_ref().is_none_or(is_there)
+                || !is_there(&leg.expected.interface);
+            let mut because = explained
+                .why(index, leg.number)
+                .or(unmarked.then_some("drift"));
+            let outcome = if because.is_some() {
                 Outcome::Astray
             } else {
                 outcome(case, leg)
             };
-            let is_there = |name: &crate::net::IfName| case.observed.link(name).is_some();
-            let is_explained = is_explained
-                || routes_drifted(asked.session.family)
-                || !leg.question.input.as_ref().is_none_or(is_there)
-                || !is_there(&leg.expected.interface);
-            if outcome == Outcome::Astray && !is_explained {
-                findings.push(astray(case, asked, leg, &redirect.name.to_string()));
+            if outcome == Outcome::Astray && because.is_none() {
+                because = Some(if routes_drifted(asked.session.family) {
+                    "drift"
+                } else if is_missing {
+                    "interface-missing"
+                } else {
+                    let finding = astray(case, asked, leg, &redirect.name.to_string());
+                    let code = finding.code;
+                    findings.push(finding);
+                    code
+                });
             }
             let shown = if outcome == Outcome::OnceApplied || unmarked {
                 &leg.unmarked
@@ -335,6 +421,7 @@ pub(super) fn legs(
                 expected: legs::way_words(leg.expected.via, Some(&leg.expected.interface)),
                 kernel: legs::words(shown),
                 outcome,
+                because,
             });
         }
         if asked.legs.len() < legs::Number::ALL.len() {
@@ -446,11 +533,9 @@ fn astray(case: &Case<'_>, asked: &Asked, leg: &Leg, redirect: &str) -> Finding 
             .why(format!("the kernel drops packets from {} that come in on `{interface}`: they are not expected there", question.from.map_or_else(String::new, |from| from.to_string())))
             .mend(format!("sysctl -w net/ipv4/conf/{interface}/rp_filter=2"))
         }
-        _ if case.in_force => base
-            .why("these packets of every session go another way than through the appliance, or nowhere")
-            .mend(super::REPAIR),
+        // Not even drift: what it is, the kernel's own answer shows.
         _ => base
-            .why("these packets of every session would go another way, or nowhere")
+            .why("these packets of every session go another way, or nowhere")
             .mend(get),
     }
 }

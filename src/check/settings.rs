@@ -1,6 +1,7 @@
 //! Settings under `/proc/sys`: forwarding, reverse path filters, ICMP redirects.
 
 use super::legs::Number;
+use super::packets::{Refused, refuse};
 use super::{Case, Explained, Finding, Subject, families};
 use crate::check::foreign::Hook;
 use crate::check::foreign::walk::{self, Ours, Traveller};
@@ -28,7 +29,7 @@ fn forwarding(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Expl
             if case.surroundings.forwards(family, input) {
                 continue;
             }
-            explained.insert((index, leg.number));
+            explained.insert(index, leg.number, "forwarding-off");
             let value = |path: &str| case.surroundings.settings.get(path).copied();
             let whole = match family {
                 Family::V4 => "net/ipv4/ip_forward",
@@ -76,8 +77,8 @@ fn appliance_rp_filter(case: &Case<'_>, findings: &mut Vec<Finding>, explained: 
         let mut any = false;
         for (at, asked) in case.surroundings.asked.iter().enumerate() {
             if suffers(asked) || asked.server_interface.as_ref() != Some(interface) {
-                explained.insert((at, Number::ApplianceToServer));
-                explained.insert((at, Number::ApplianceToClient));
+                explained.insert(at, Number::ApplianceToServer, "rp-filter-strict");
+                explained.insert(at, Number::ApplianceToClient, "rp-filter-strict");
                 any = true;
             }
         }
@@ -118,7 +119,7 @@ fn src_valid_mark(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut 
             if !trouble {
                 continue;
             }
-            explained.insert((index, leg.number));
+            explained.insert(index, leg.number, "src-valid-mark");
             let at = |name: &str| {
                 let path = format!("net/ipv4/conf/{name}/src_valid_mark");
                 (case.setting(&path).unwrap_or(0) != 0).then_some(path)
@@ -179,7 +180,11 @@ fn redirects(case: &Case<'_>, findings: &mut Vec<Finding>) {
                 Finding::warning("icmpv6-redirects", Subject::Interface(interface.to_string()))
                     .found(format!("the router sends ICMPv6 redirects on `{interface}`; IPv6 has no setting against it"))
                     .why(why)
-                    .mend(format!("ip6tables -I OUTPUT -o {interface} -p icmpv6 --icmpv6-type redirect -j DROP")),
+                    .mend(refuse(case, &Refused {
+                        hook: Hook::Output,
+                        nft: format!("oifname \"{interface}\" icmpv6 type nd-redirect drop"),
+                        iptables: format!("-o {interface} -p icmpv6 --icmpv6-type redirect -j DROP"),
+                    })),
             );
         }
     }

@@ -28,6 +28,8 @@ pub struct Surroundings {
     pub asked: Vec<Asked>,
     /// Open sessions that match a redirect and do not bear its mark, if they could be counted.
     pub open_sessions: Option<BTreeMap<usize, u64>>,
+    /// Where the router itself listens for TCP sessions.
+    pub listeners: Vec<SocketAddr>,
     /// systemd-networkd, if it runs here: its configuration files, the last one wins.
     pub networkd: Option<Vec<(PathBuf, String)>>,
     /// How appliances answered, where they were asked.

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Finding, Outcome, Probe, Report, Severity};
-use crate::net::{Action, Route, RouteKind};
 use crate::plan::Change;
 
 /// How a piece of text is to stand out. Never the only carrier of meaning.
@@ -28,10 +27,10 @@ pub fn change_words(change: &Change) -> String {
     match change {
         Change::Route {
             to: Some(route), ..
-        } => format!("`{}` is missing", route_words(route)),
+        } => format!("`{}` is missing", super::routing::route_words(route)),
         Change::Route {
             from: Some(route), ..
-        } => format!("`{}` is left over", route_words(route)),
+        } => format!("`{}` is left over", super::routing::route_words(route)),
         Change::Rule { to: Some(rule), .. } => {
             format!("`{}` is missing", super::routing::rule_words(rule))
         }
@@ -44,35 +43,6 @@ pub fn change_words(change: &Change) -> String {
             format!("table `inet {}` is missing", crate::nft::TABLE)
         }
         _ => "they were changed".to_owned(),
-    }
-}
-
-fn route_words(route: &Route) -> String {
-    let mut words = Vec::new();
-    if route.kind == RouteKind::Unreachable {
-        words.push("unreachable".to_owned());
-    }
-    words.push(
-        route
-            .destination
-            .map_or_else(|| "default".to_owned(), |network| network.to_string()),
-    );
-    if let Some(via) = route.via {
-        words.push(format!("via {via}"));
-    }
-    if let Some(interface) = &route.interface {
-        words.push(format!("dev {interface}"));
-    }
-    words.push(format!("table {}", route.table));
-    words.join(" ")
-}
-
-/// A rule's action, for `trace`.
-#[must_use]
-pub fn action_words(action: Action) -> String {
-    match action {
-        Action::Lookup(table) => format!("lookup {table}"),
-        Action::Other(number) => format!("action {number}"),
     }
 }
 
@@ -109,8 +79,11 @@ pub fn report(report: &Report, paint: &dyn Fn(Emphasis, &str) -> String) -> Stri
                 leg.expected
             );
             text.push_str(&paint(emphasis, word));
-            if leg.outcome == Outcome::Astray {
-                _ = write!(text, " (kernel: {})", leg.kernel);
+            if let Some(because) = leg.because {
+                _ = write!(text, ": {because}");
+                if leg.kernel != leg.expected {
+                    _ = write!(text, " (kernel: {})", leg.kernel);
+                }
             }
             text.push('\n');
         }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use serde_json::json;
 
-use super::look::Seen;
-use super::{Typed, read_policy};
+use super::Typed;
+use super::look::{Seen, named_or_in_force};
 use crate::check::text::{self, Emphasis};
 use crate::check::{self, Probe};
 use crate::cli::Check;
@@ -16,7 +16,7 @@ use crate::render::json;
 use crate::terminal::{Style, Terminal, paint};
 
 pub(super) fn run(args: &Check, terminal: &Terminal) -> Result<Exit, Failure> {
-    let Typed { policy, source, .. } = read_policy(&args.policy.policy, terminal)?;
+    let Typed { policy, source, .. } = named_or_in_force(&args.policy, terminal)?;
     let mut seen = Seen::of(policy, &source)?;
     if args.probe {
         let probes = try_appliances(&seen)?;

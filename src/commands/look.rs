@@ -1,6 +1,10 @@
-//! Looks at the router on behalf of the commands that explain it: `check`, `trace`, `support`.
+//! Looks at the router on behalf of the commands that explain it: `status`, `check`, `trace`, `support`.
 
+use std::path::Path;
+
+use super::{Typed, read_policy, read_source};
 use crate::check::{Backend, Case, PolicyFile, Surroundings};
+use crate::cli::{POLICY, PolicyArg};
 use crate::engine::policy_in_force;
 use crate::failure::Failure;
 use crate::journal::{self, Journal, Location};
@@ -10,6 +14,7 @@ use crate::observation::Observed;
 use crate::plan::packets;
 use crate::plan::planner::{self, Planned, Stage};
 use crate::policy::{Policy, Source};
+use crate::terminal::Terminal;
 
 /// All that was seen.
 pub(super) struct Seen {
@@ -33,12 +38,9 @@ impl Seen {
         })?;
         let ledger = &journal.in_force().ledger;
         let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
-        let surroundings = surroundings::gather(&policy, &observed, &mut router);
+        let surroundings = surroundings::gather(&policy, in_force, &observed, &mut router);
         Ok(Self {
-            file: PolicyFile {
-                path: source.name.clone(),
-                text: source.text.clone(),
-            },
+            file: policy_file(source),
             policy,
             in_force,
             observed,
@@ -49,24 +51,58 @@ impl Seen {
 
     /// Looks again, for the neighbours that have answered meanwhile.
     pub(super) fn look_again(&mut self) -> Result<(), Failure> {
-        self.surroundings =
-            surroundings::gather(&self.policy, &self.observed, &mut Router::open()?);
+        self.surroundings = surroundings::gather(
+            &self.policy,
+            self.in_force,
+            &self.observed,
+            &mut Router::open()?,
+        );
         Ok(())
     }
 
     pub(super) fn case(&self) -> Case<'_> {
-        let backend = match packets::backend(&self.policy, &self.observed) {
-            Ok(packets::Backend::Iptables(_)) => Backend::Iptables,
-            _ => Backend::Nftables,
-        };
         Case {
             policy: &self.policy,
             file: &self.file,
             in_force: self.in_force,
             observed: &self.observed,
             planned: &self.planned,
-            backend,
+            backend: backend(&self.policy, &self.observed),
             surroundings: &self.surroundings,
         }
     }
+}
+
+/// Which packet filter holds our rules, or would.
+pub(super) fn backend(policy: &Policy, observed: &Observed) -> Backend {
+    match packets::backend(policy, observed) {
+        Ok(packets::Backend::Iptables(_)) => Backend::Iptables,
+        _ => Backend::Nftables,
+    }
+}
+
+/// What commands that edit the policy have to know of it.
+pub(super) fn policy_file(source: &Source) -> PolicyFile {
+    PolicyFile {
+        path: source.name.clone(),
+        text: source.text.clone(),
+    }
+}
+
+/// The policy that was named; where none was, and the usual file is not there, the one in force.
+pub(super) fn named_or_in_force(args: &PolicyArg, terminal: &Terminal) -> Result<Typed, Failure> {
+    let usual = Path::new(POLICY);
+    // What cannot be looked at is told by whoever reads it.
+    if args.policy == usual && usual.try_exists().is_ok_and(|exists| !exists) {
+        let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
+        if let Some(digest) = &journal.in_force().policy {
+            let source = journal.source(digest)?;
+            terminal.note(&format!(
+                "there is no `{POLICY}`; this is about the policy in force, {}",
+                digest.short()
+            ));
+            return read_source(source, terminal);
+        }
+    }
+    read_policy(&args.policy, terminal)
 }

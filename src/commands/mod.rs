@@ -245,6 +245,7 @@ fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {
         // A teardown without what it takes back would be none.
         Err(error @ JournalError::NotPermitted { .. }) if !goal.policy.is_empty() => {
             let unread = Finding {
+                code: "not-permitted",
                 key: None,
                 message: format!("{error}: what was applied before is not known"),
                 hint: "run it as root to plan from what was applied".to_owned(),

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::counted;
+use super::look::{backend, policy_file};
+use crate::check::{self, Case, Finding, PolicyFile, Report, Surroundings};
 use crate::cli::Status;
 use crate::engine::policy_in_force;
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
 use crate::kernel::router::Router;
-use crate::kernel::{Kernel, KernelError, Wish, live};
-use crate::plan::Finding;
-use crate::plan::planner::{self, Planned, Stage};
-use crate::policy::Name;
+use crate::kernel::{Kernel, KernelError, Wish, live, surroundings};
+use crate::plan::planner::{self, Stage};
+use crate::policy::{Name, Policy};
 use crate::render::difference::{self, Action, Difference};
 use crate::render::json;
 use crate::render::status::{self, Numbers};
@@ -48,115 +49,172 @@ fn show(
     let now =
         confirm::uptime().map_err(|error| KernelError::io("cannot read `/proc/uptime`", error))?;
     let condition = journal.condition(now, holder.is_some());
+    let in_force = journal.in_force();
     let policy = policy_in_force(&journal)?;
     let mut router = Router::open()?;
     let observed = router.observe(&Wish {
         policies: &[&policy],
     })?;
     let numbers = live::numbers(&policy, &observed, &mut router)?;
-    let ledger = &journal.in_force().ledger;
-    let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
+    let planned = planner::plan(&policy, &observed, &in_force.ledger, Stage::Complete);
     let drift = difference::differences(&planned.plan);
-    let troubles = troubles(&planned);
-    let in_sync = drift.is_empty() && troubles.is_empty();
-    let in_force = journal.in_force();
-    let digest = in_force.policy.as_ref().map(journal::Digest::short);
-    let settled = matches!(condition, Condition::Settled | Condition::Unconfirmed(..));
-    let exit = if in_sync && settled {
-        Exit::Done
+    // Also what others do counts: nothing is well while sessions do not get where they should.
+    let surroundings = match &in_force.policy {
+        Some(_) => surroundings::gather(&policy, true, &observed, &mut router),
+        None => Surroundings::default(),
+    };
+    let file = match &in_force.policy {
+        Some(digest) => policy_file(&journal.source(digest)?),
+        None => PolicyFile::default(),
+    };
+    let report = check::check(&Case {
+        policy: &policy,
+        file: &file,
+        in_force: true,
+        observed: &observed,
+        planned: &planned,
+        backend: backend(&policy, &observed),
+        surroundings: &surroundings,
+    });
+    let shown = Shown {
+        troubles: report
+            .findings
+            .iter()
+            .filter(|finding| finding.is_acute())
+            .collect(),
+        policy,
+        drift,
+        report: &report,
+        condition,
+        in_force,
+        numbers,
+    };
+    let text = if args.json {
+        shown.json()
+    } else if args.prometheus {
+        shown.metrics()
     } else {
-        Exit::Pending
-    };
-    if args.json {
-        terminal.data(&json::pretty(&json!({
-            "version": json::VERSION,
-            "policy": in_force.policy.as_ref().map(journal::Digest::as_str),
-            "in_sync": in_sync,
-            "drift": drift,
-            "troubles": troubles.iter().map(|trouble| json!({
-                "key": trouble.key, "message": trouble.message, "hint": trouble.hint,
-            })).collect::<Vec<_>>(),
-            "draining": in_force.draining,
-            "transaction": transaction(condition),
-            "redirects": numbers.redirects,
-            "appliances": numbers.appliances,
-        })))?;
-        return Ok((exit, numbers));
-    }
-    if args.prometheus {
-        let state = status::State {
-            policy: in_force.policy.as_ref().map(journal::Digest::as_str),
-            in_sync,
-            drift: drift.len() + troubles.len(),
-        };
-        terminal.data(&status::prometheus(state, &numbers))?;
-        return Ok((exit, numbers));
-    }
-    let mut text = match digest {
-        Some(digest) => format!(
-            "policy {digest} in force: {}\n",
-            counted(policy.redirects.len(), "redirect", "redirects")
-        ),
-        None => "no policy in force\n".to_owned(),
-    };
-    for (sentence, style) in notices(condition, in_force) {
-        _ = writeln!(text, "{}", paint(terminal.colour_out(), style, &sentence));
-    }
-    if in_sync && settled && digest.is_some() {
-        let mark = paint(terminal.colour_out(), Style::Good, "ok");
-        _ = writeln!(text, "{mark}: everything is in place");
-    }
-    for Difference {
-        action,
-        object,
-        subject,
-        ..
-    } in &drift
-    {
-        let (state, style) = match action {
-            Action::Add => ("missing", Style::Error),
-            Action::Change => ("changed", Style::Warning),
-            Action::Remove => ("left over", Style::Warning),
-        };
-        let state = paint(terminal.colour_out(), style, &format!("{state:<9}"));
-        _ = writeln!(text, "{state} {object:<9} {subject}");
-    }
-    for trouble in troubles {
-        let state = paint(terminal.colour_out(), Style::Error, "trouble  ");
-        _ = writeln!(
-            text,
-            "{state} {}\n          hint: {}",
-            trouble.message, trouble.hint
-        );
-    }
-    text.push_str(&status::picture(
-        &policy,
-        &numbers,
-        before,
-        terminal.colour_out(),
-    ));
-    if args.watch.is_some() {
-        text = if terminal.is_drawn_on() {
+        let text = shown.text(before, terminal.colour_out());
+        match args.watch {
             // Home, and away with what was there.
-            format!("\x1b[H\x1b[2J{text}")
-        } else {
-            format!("{text}\n")
-        };
-    }
+            Some(_) if terminal.is_drawn_on() => format!("\x1b[H\x1b[2J{text}"),
+            Some(_) => format!("{text}\n"),
+            None => text,
+        }
+    };
     terminal.data(&text)?;
-    Ok((exit, numbers))
+    Ok((shown.exit(), shown.numbers))
 }
 
-/// What is not ours, and keeps what is ours from doing its work.
-fn troubles(planned: &Planned) -> Vec<&Finding> {
-    let in_our_tables = |finding: &&Finding| {
-        finding
-            .key
-            .as_ref()
-            .is_some_and(|key| key.rsplit('.').next() == Some("table"))
-    };
-    let foreign = planned.warnings.iter().filter(in_our_tables);
-    planned.refusals.iter().chain(foreign).collect()
+/// All that is to be shown.
+struct Shown<'a> {
+    policy: Policy,
+    /// Objects of ours that are not as they were applied.
+    drift: Vec<Difference>,
+    /// What is not ours, and keeps sessions from their way.
+    troubles: Vec<&'a Finding>,
+    report: &'a Report,
+    condition: Condition<'a>,
+    in_force: &'a Applied,
+    numbers: Numbers,
+}
+
+impl Shown<'_> {
+    fn in_sync(&self) -> bool {
+        self.drift.is_empty() && self.troubles.is_empty()
+    }
+
+    fn is_settled(&self) -> bool {
+        matches!(
+            self.condition,
+            Condition::Settled | Condition::Unconfirmed(..)
+        )
+    }
+
+    fn exit(&self) -> Exit {
+        if self.in_sync() && self.is_settled() {
+            Exit::Done
+        } else {
+            Exit::Pending
+        }
+    }
+
+    fn json(&self) -> String {
+        json::pretty(&json!({
+            "version": json::VERSION,
+            "policy": self.in_force.policy.as_ref().map(journal::Digest::as_str),
+            "in_sync": self.in_sync(),
+            "drift": self.drift,
+            "troubles": self.troubles,
+            "sessions": self.report.sessions,
+            "not_checked": self.report.not_checked,
+            "draining": self.in_force.draining,
+            "transaction": transaction(self.condition),
+            "redirects": self.numbers.redirects,
+            "appliances": self.numbers.appliances,
+        }))
+    }
+
+    fn metrics(&self) -> String {
+        let state = status::State {
+            policy: self.in_force.policy.as_ref().map(journal::Digest::as_str),
+            in_sync: self.in_sync(),
+            drift: self.drift.len(),
+            troubles: &self.troubles,
+            sessions: &self.report.sessions,
+        };
+        status::prometheus(state, &self.numbers)
+    }
+
+    fn text(&self, before: Option<(&Numbers, Duration)>, colour: bool) -> String {
+        let digest = self.in_force.policy.as_ref().map(journal::Digest::short);
+        let mut text = match digest {
+            Some(digest) => format!(
+                "policy {digest} in force: {}\n",
+                counted(self.policy.redirects.len(), "redirect", "redirects")
+            ),
+            None => "no policy in force\n".to_owned(),
+        };
+        for (sentence, style) in notices(self.condition, self.in_force) {
+            _ = writeln!(text, "{}", paint(colour, style, &sentence));
+        }
+        if self.exit() == Exit::Done && digest.is_some() {
+            let mark = paint(colour, Style::Good, "ok");
+            _ = writeln!(
+                text,
+                "{mark}: everything is in place, and sessions go where they should"
+            );
+        }
+        for difference in &self.drift {
+            let (state, style) = match difference.action {
+                Action::Add => ("missing", Style::Error),
+                Action::Change => ("changed", Style::Warning),
+                Action::Remove => ("left over", Style::Warning),
+            };
+            let state = paint(colour, style, &format!("{state:<9}"));
+            _ = writeln!(
+                text,
+                "{state} {:<9} {}",
+                difference.object, difference.subject
+            );
+        }
+        if !self.drift.is_empty() {
+            text.push_str("          mend: redirect repair\n");
+        }
+        text.push_str(&status::troubles(&self.troubles, colour));
+        for unseen in &self.report.not_checked {
+            let label = paint(colour, Style::Warning, "not checked");
+            _ = writeln!(text, "{label}: {}: {}", unseen.what, unseen.why);
+        }
+        text.push_str(&status::picture(
+            &self.policy,
+            &self.report.sessions,
+            &self.numbers,
+            before,
+            colour,
+        ));
+        text
+    }
 }
 
 /// The last transaction, for machines.

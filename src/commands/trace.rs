@@ -1,8 +1,8 @@
 //! `redirect trace`: what becomes of one session.
 
+use super::Typed;
 use super::check::style;
-use super::look::Seen;
-use super::{Typed, read_policy};
+use super::look::{Seen, named_or_in_force};
 use crate::check::trace::{self, Fate, Request, Trace as Traced};
 use crate::check::{Backend, Case, PolicyFile, Surroundings, legs};
 use crate::cli::Trace;
@@ -24,7 +24,7 @@ pub(super) fn run(args: &Trace, terminal: &Terminal) -> Result<Exit, Failure> {
             "`--from` and `--to` are of two address families",
         ));
     }
-    let Typed { policy, source, .. } = read_policy(&args.policy.policy, terminal)?;
+    let Typed { policy, source, .. } = named_or_in_force(&args.policy, terminal)?;
     let traced = if args.offline.offline {
         offline(args, &policy)?
     } else {

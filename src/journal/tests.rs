@@ -514,7 +514,7 @@ fn the_power_may_fail_before_any_of_the_names_is_on_the_disk() {
         let old = before.iter().filter(|(name, _)| !is_new(name));
         let new = after.iter().filter(|(name, _)| is_new(name));
         for (name, bytes) in old.chain(new) {
-            std::fs::write(restarted.directory.join(name), bytes).unwrap();
+            files::create(&restarted.directory.join(name), bytes).unwrap();
         }
 
         let mut run = acquire(&restarted);

@@ -26,23 +26,16 @@ pub fn numbers(
     let counted = counters(observed, router)?;
     let of = |comment: &str| counted.get(comment).copied().unwrap_or_default();
     let mut numbers = Numbers::default();
-    for redirect in &policy.redirects {
+    let connections = connections(policy).ok();
+    for (index, redirect) in policy.redirects.iter().enumerate() {
         let (clients, appliance) = comments(redirect);
-        let mark = policy
-            .appliance_of(redirect)
-            .map(|appliance| appliance.mark);
-        let connections = Conntrack::open().and_then(|mut connections| {
-            connections.count(mark, |connection| {
-                connection.is_established_tcp()
-                    && redirect.servers.contains(connection.destination)
-                    && redirect.ports.contains(connection.destination_port)
-            })
-        });
         numbers.redirects.push(RedirectNumbers {
             redirect: redirect.name.to_string(),
             from_clients: of(&clients),
             from_appliance: appliance.map(|comment| of(&comment)),
-            connections: connections.ok(),
+            connections: connections
+                .as_ref()
+                .map(|counted| counted.get(index).cloned().unwrap_or_default()),
         });
     }
     for (index, appliance) in policy.appliances.iter().enumerate() {
@@ -70,6 +63,35 @@ pub fn numbers(
         });
     }
     Ok(numbers)
+}
+
+/// By redirect and appliance: connections that are open. One keeps the appliance that it began
+/// with, also when its redirect has another now.
+fn connections(policy: &Policy) -> Result<Vec<BTreeMap<String, usize>>, KernelError> {
+    let mut counted = vec![BTreeMap::new(); policy.redirects.len()];
+    for (index, redirect) in policy.redirects.iter().enumerate() {
+        if let (Some(counts), Some(appliance)) =
+            (counted.get_mut(index), policy.appliance_of(redirect))
+        {
+            counts.insert(appliance.name.to_string(), 0);
+        }
+    }
+    let mut connections = Conntrack::open()?;
+    for appliance in &policy.appliances {
+        connections.count(Some(appliance.mark), |connection| {
+            if connection.is_established_tcp() {
+                for (redirect, counts) in policy.redirects.iter().zip(&mut counted) {
+                    if redirect.servers.contains(connection.destination)
+                        && redirect.ports.contains(connection.destination_port)
+                    {
+                        *counts.entry(appliance.name.to_string()).or_default() += 1;
+                    }
+                }
+            }
+            false
+        })?;
+    }
+    Ok(counted)
 }
 
 fn state(state: NeighbourState) -> &'static str {

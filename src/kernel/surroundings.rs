@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,12 +23,18 @@ use crate::policy::Policy;
 /// Rulesets of tens of thousands of rules take seconds to print.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks at everything that matters to `policy`.
+/// Looks at everything that matters to `policy`, which may be in force already.
 #[must_use]
-pub fn gather(policy: &Policy, observed: &Observed, router: &mut Router) -> Surroundings {
+pub fn gather(
+    policy: &Policy,
+    in_force: bool,
+    observed: &Observed,
+    router: &mut Router,
+) -> Surroundings {
     let mut found = Surroundings {
         settings: settings(observed),
         networkd: networkd(),
+        listeners: listeners(),
         ..Surroundings::default()
     };
     rules(&mut found);
@@ -50,8 +58,11 @@ pub fn gather(policy: &Policy, observed: &Observed, router: &mut Router) -> Surr
             .lookup(question)
             .map_err(|error| error.to_string())
     });
-    let counted = noted(&mut found.unseen, OPEN_SESSIONS, open_sessions(policy));
-    found.open_sessions = counted.flatten();
+    // Nothing of a policy in force is yet to be cut; and there may be a million connections.
+    if !in_force {
+        let counted = noted(&mut found.unseen, OPEN_SESSIONS, open_sessions(policy));
+        found.open_sessions = counted.flatten();
+    }
     found
 }
 
@@ -108,6 +119,39 @@ fn settings(observed: &Observed) -> BTreeMap<String, i64> {
         settings.insert("net/ipv4/ip_forward".to_owned(), value);
     }
     settings
+}
+
+/// Where TCP sockets of this network namespace listen (`Documentation/networking/proc_net_tcp.rst`).
+fn listeners() -> Vec<SocketAddr> {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .filter_map(|path| fs::File::open(path).ok())
+        .flat_map(|file| {
+            // Those that listen come first, and there may be a million others behind them.
+            let lines = BufReader::new(file).lines().skip(1);
+            lines.map_while(|line| listener(&line.ok()?))
+        })
+        .collect()
+}
+
+/// `0: 0100007F:0016 00000000:0000 0A …`: an address as the words of the kernel's memory, a port,
+/// and the state; 0A is `TCP_LISTEN`.
+fn listener(line: &str) -> Option<SocketAddr> {
+    let mut words = line.split_whitespace().skip(1);
+    let (local, _, state) = (words.next()?, words.next()?, words.next()?);
+    let (address, port) = local.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| -> Option<[u8; 4]> {
+        let digits = address.get(at * 8..at * 8 + 8)?;
+        Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
+    };
+    let address = if address.len() == 8 {
+        IpAddr::from(word(0)?)
+    } else {
+        let bytes = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+        IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)
+    };
+    (state == "0A").then_some(SocketAddr::new(address, port))
 }
 
 fn neighbours(found: &mut Surroundings, router: &mut Router, link: &crate::observation::Link) {
@@ -342,4 +386,30 @@ fn networkd() -> Option<Vec<(PathBuf, String)>> {
     }
     drop_ins.into_values().for_each(&mut read);
     Some(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_sockets_are_told_from_others() {
+        let of = |words: [u32; 4]| words.map(|word| format!("{:08X}", word.to_be())).concat();
+        let v4 = format!(
+            "   0: {:08X}:0016 00000000:0000 0A 0:0",
+            0x0a14_0001_u32.to_be()
+        );
+        assert_eq!(listener(&v4), Some("10.20.0.1:22".parse().unwrap()));
+        let v6 = format!("   1: {}:0D3D 0:0 0A", of([0xfd00_0020, 0, 0, 1]));
+        assert_eq!(listener(&v6), Some("[fd00:20::1]:3389".parse().unwrap()));
+        for other in [
+            "  sl  local_address rem_address   st",
+            &v4.replace("0A 0:0", "01 0:0"),
+            "",
+        ] {
+            assert_eq!(listener(other), None, "{other}");
+        }
+        let mine = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(listeners().contains(&mine.local_addr().unwrap()));
+    }
 }

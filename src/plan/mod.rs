@@ -22,6 +22,8 @@ use crate::observation::{FileContent, Sysctl};
 /// Something about this router that does not suit the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
+    /// What it is: never changes its meaning from one version to the next.
+    pub code: &'static str,
     /// The policy's key that it is about, as in `appliance.scb.interface`; none if
     /// it is about no key in particular.
     pub key: Option<String>,

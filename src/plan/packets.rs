@@ -9,6 +9,9 @@ use crate::policy::{BackendChoice, Policy};
 use crate::rules::iptables::Rendered;
 use crate::{nft, rules};
 
+/// What a router has that can hold no packet rules of ours.
+pub const PACKET_FILTER_MISSING: &str = "packet-filter-missing";
+
 /// Where the rules are to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend<'o> {
@@ -32,6 +35,7 @@ pub fn backend<'o>(policy: &Policy, observed: &'o Observed) -> Result<Backend<'o
         Availability::Available | Availability::Unknown(_) => String::new(),
         Availability::Missing(why) if choice == BackendChoice::Nftables => {
             return Err(Finding {
+                code: PACKET_FILTER_MISSING,
                 key,
                 message: format!("this kernel cannot hold nftables rules: {why}"),
                 hint: "a kernel with `CONFIG_NF_TABLES_INET` is needed; `modprobe nf_tables` may load it; or set `backend = \"iptables\"`".to_owned(),
@@ -40,6 +44,7 @@ pub fn backend<'o>(policy: &Policy, observed: &'o Observed) -> Result<Backend<'o
         Availability::Missing(why) => format!(", and its kernel cannot hold nftables rules: {why}"),
     };
     let program = program(&observed.iptables).map_err(|(message, hint)| Finding {
+        code: PACKET_FILTER_MISSING,
         key: key.clone(),
         message: format!("{message}{lacks_nftables}"),
         hint,
@@ -52,6 +57,7 @@ pub fn backend<'o>(policy: &Policy, observed: &'o Observed) -> Result<Backend<'o
         if used && !program.families.contains_key(&family) {
             let command = crate::iptables::command_of(&program.command, family);
             return Err(Finding {
+                code: PACKET_FILTER_MISSING,
                 key,
                 message: format!(
                     "the policy has {family} networks, and there is no `{command}-restore` or no `{command}-save` on this router"
@@ -114,6 +120,7 @@ pub fn changes(
     let mut warnings = Vec::new();
     if let Availability::Unknown(why) = &observed.nftables_availability {
         warnings.push(Finding {
+            code: "not-permitted",
             key: None,
             message: format!(
                 "the packet rules that are there cannot be seen ({why}): none of ours are assumed"
@@ -124,6 +131,7 @@ pub fn changes(
     // Where it does not matter for what is wanted, what we cannot see may still hold ours.
     let unseen = observed.iptables.programs.iter().filter_map(unreadable);
     warnings.extend(unseen.map(|(why, hint)| Finding {
+        code: "packet-rules-unread",
         key: None,
         message: format!("whether rules of ours are left there is not known: {why}"),
         hint,
@@ -136,6 +144,7 @@ pub fn changes(
                 let rendered = render(policy, &observed.iptables)?;
                 warnings.extend(rendered.warnings.iter().map(|warning| {
                     Finding {
+                        code: "many-rules",
                         key: Some(format!("redirect[{}].server_network", warning.redirect)),
                         message: warning.message.clone(),
                         hint:
@@ -167,6 +176,7 @@ pub fn changes(
 fn render(policy: &Policy, iptables: &Iptables) -> Result<Rendered, Finding> {
     let with_sets = !matches!(iptables.ipset, Availability::Missing(_));
     rules::iptables::render(policy, with_sets).map_err(|error| Finding {
+        code: "interface-unusable",
         key: Some("options.backend".to_owned()),
         message: error.to_string(),
         hint: "rename the interface, or set `backend = \"nftables\"`".to_owned(),

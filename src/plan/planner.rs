@@ -115,16 +115,18 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn refuse(&mut self, key: String, message: String, hint: String) {
+    fn refuse(&mut self, code: &'static str, key: String, message: String, hint: String) {
         self.planned.refusals.push(Finding {
+            code,
             key: Some(key),
             message,
             hint,
         });
     }
 
-    fn warn(&mut self, key: String, message: String, hint: String) {
+    fn warn(&mut self, code: &'static str, key: String, message: String, hint: String) {
         self.planned.warnings.push(Finding {
+            code,
             key: Some(key),
             message,
             hint,
@@ -142,6 +144,7 @@ impl Planner<'_> {
             let interface = &appliance.interface;
             let Some(link) = self.observed.link(interface) else {
                 self.refuse(
+                    "interface-missing",
                     key("interface"),
                     format!("there is no interface `{interface}` on this router"),
                     self.which_interfaces(),
@@ -150,9 +153,10 @@ impl Planner<'_> {
             };
             if !link.up {
                 self.refuse(
+                    "interface-down",
                     key("interface"),
                     format!("interface `{interface}` is down, so no route can lead through it"),
-                    format!("bring it up with `ip link set {interface} up`"),
+                    format!("bring it up with `ip link set {interface} up`; until then, `redirect apply --early` and `redirect repair` put in place all that needs no link, so that no session leaks"),
                 );
                 continue;
             }
@@ -160,6 +164,7 @@ impl Planner<'_> {
                 if !is_link_local(*address) && !self.observed.is_on_link(*address, interface) {
                     let family = Family::of(*address);
                     self.refuse(
+                        "appliance-not-on-link",
                         key("address"),
                         format!(
                             "appliance address {address} is not on-link at `{interface}`{}",
@@ -183,6 +188,7 @@ impl Planner<'_> {
                         && self.observed.link(name).is_none()
                     {
                         self.refuse(
+                            "interface-missing",
                             format!("redirect[{}].{kind}", index + 1),
                             format!("there is no interface `{name}` on this router"),
                             self.which_interfaces(),
@@ -205,6 +211,7 @@ impl Planner<'_> {
             && shares_with_servers(appliance, redirect, self.observed)
         {
             self.refuse(
+                "shared-without-mac",
                 format!("redirect[{}].appliance", index + 1),
                 format!(
                     "servers of redirect `{}` are on `{}`, as the appliance is, and with `snat = true` the router cannot tell their answers from the appliance's own packets",
@@ -261,6 +268,7 @@ impl Planner<'_> {
                     &mut self.planned.refusals
                 };
                 findings.push(Finding {
+                    code: "table-in-use",
                     key: Some(key.clone()),
                     message: format!(
                         "table {} is in use by others: it holds a route to {} that is not ours",
@@ -281,6 +289,7 @@ impl Planner<'_> {
                 );
                 if same_number != same_name {
                     self.refuse(
+                        "table-name-differs",
                         key.clone(),
                         format!(
                             "{} calls table {number} `{name}`, the policy calls table {} `{}`",
@@ -533,6 +542,7 @@ impl Planner<'_> {
                     .collect();
                 for name in strict {
                     self.warn(
+                        "rp-filter-strict",
                         "options.rp_filter".to_owned(),
                         format!("strict reverse path filtering is in force on `{name}` and will drop what the appliance sends with the servers' addresses: sessions will hang"),
                         format!("leave `rp_filter` at \"loose\", or `sysctl -w net.ipv4.conf.{name}.rp_filter=2`"),

@@ -1,11 +1,13 @@
 //! What goes through the redirects right now: as a picture, as JSON, as metrics.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::check::{Finding, LegReport, Outcome, SessionReport, legs};
 use crate::net::{Family, Networks, Range};
 use crate::policy::{Policy, Redirect};
 use crate::rules::Leg;
@@ -30,9 +32,10 @@ pub struct RedirectNumbers {
     /// What the appliance sent to servers with clients' addresses; none without `snat`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_appliance: Option<Traffic>,
-    /// Tracked TCP connections that bear its appliance's mark now. With `snat` those that the
-    /// appliance opened itself are among them, unless it uses the client's port, too.
-    pub connections: Option<usize>,
+    /// Tracked TCP connections that are open and bear an appliance's mark, by appliance: one keeps
+    /// that which it began with. With `snat` those that the appliance opened itself are among
+    /// them, unless it uses the client's port, too. None: they could not be counted.
+    pub connections: Option<BTreeMap<String, usize>>,
 }
 
 /// An appliance's numbers.
@@ -79,6 +82,7 @@ pub fn comments(redirect: &Redirect) -> (String, Option<String>) {
 #[must_use]
 pub fn picture(
     policy: &Policy,
+    sessions: &[SessionReport],
     numbers: &Numbers,
     before: Option<(&Numbers, Duration)>,
     colour: bool,
@@ -108,6 +112,7 @@ pub fn picture(
             networks(&redirect.servers),
             ports.join(", ")
         );
+        text.push_str(&legs(index, sessions, colour));
         let Some(found) = numbers.redirects.get(index) else {
             continue;
         };
@@ -125,9 +130,9 @@ pub fn picture(
             let then = earlier.and_then(|(then, ago)| Some((then.from_appliance?, ago)));
             text.push_str(&line("from the appliance", now, then));
         }
-        let connections = found.connections.map_or_else(
+        let connections = found.connections.as_ref().map_or_else(
             || "not known".to_owned(),
-            |count| format!("{count:>10} open"),
+            |counted| connections(counted, appliance.name.as_str()),
         );
         _ = writeln!(text, "  {:<20} {connections}", "connections");
     }
@@ -163,6 +168,88 @@ pub fn picture(
             "sealed off",
             paint(colour, style, &line)
         );
+    }
+    text
+}
+
+/// A redirect's four legs, a line for each family, and one for each that goes astray.
+fn legs(redirect: usize, sessions: &[SessionReport], colour: bool) -> String {
+    let mut text = String::new();
+    for family in Family::ALL {
+        let asked: Vec<&LegReport> = sessions
+            .iter()
+            .filter(|found| found.session.redirect == redirect && found.session.family == family)
+            .flat_map(|found| &found.legs)
+            .collect();
+        if asked.is_empty() {
+            continue;
+        }
+        let mut words = Vec::new();
+        let mut astray = String::new();
+        for number in legs::Number::ALL {
+            // With several client interfaces, one that fails is what is to be known.
+            let of_number = || asked.iter().filter(|leg| leg.leg == number);
+            let fails = of_number().find(|leg| leg.outcome == Outcome::Astray);
+            let (word, style) = match fails {
+                Some(_) => ("ASTRAY", Style::Error),
+                None if of_number().next().is_none() => ("not asked", Style::Dim),
+                None => ("ok", Style::Good),
+            };
+            words.push(format!(
+                "{} {}",
+                number.number(),
+                paint(colour, style, word)
+            ));
+            if let Some(leg) = fails {
+                _ = writeln!(
+                    astray,
+                    "    leg {}, {}, in on {}: wanted {}, the kernel says {}{}",
+                    number.number(),
+                    number.title(),
+                    leg.input,
+                    leg.expected,
+                    leg.kernel,
+                    leg.because
+                        .map_or_else(String::new, |because| format!(" ({because})"))
+                );
+            }
+        }
+        _ = writeln!(
+            text,
+            "  {:<20} {}",
+            format!("legs, {family}"),
+            words.join("   ")
+        );
+        text.push_str(&astray);
+    }
+    text
+}
+
+/// `2 open`, and those of other appliances by name.
+fn connections(counted: &BTreeMap<String, usize>, own: &str) -> String {
+    let count = |name: &str| counted.get(name).copied().unwrap_or_default();
+    let mut text = format!("{:>10} open", count(own));
+    for (name, count) in counted
+        .iter()
+        .filter(|(name, count)| *name != own && **count > 0)
+    {
+        _ = write!(text, ", {count} still through {name}");
+    }
+    text
+}
+
+/// What keeps sessions from their way, two lines each and the commands that mend it.
+#[must_use]
+pub fn troubles(findings: &[&Finding], colour: bool) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let state = paint(colour, Style::Error, "trouble  ");
+        _ = writeln!(text, "{state} {}: {}", finding.subject, finding.found);
+        _ = writeln!(text, "          {} [{}]", finding.why, finding.code);
+        for (at, command) in finding.mend.iter().enumerate() {
+            let label = if at == 0 { "mend:" } else { "     " };
+            _ = writeln!(text, "          {label} {command}");
+        }
     }
     text
 }
@@ -234,6 +321,10 @@ pub struct State<'a> {
     pub in_sync: bool,
     /// How many objects are missing, changed or left over.
     pub drift: usize,
+    /// What keeps sessions from their way.
+    pub troubles: &'a [&'a Finding],
+    /// The legs of each redirect, as the kernel answers.
+    pub sessions: &'a [SessionReport],
 }
 
 /// For `node_exporter`'s textfile collector (the text format of Prometheus, version 0.0.4).
@@ -263,7 +354,7 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
     metric(
         "redirect_in_sync",
         "gauge",
-        "1 if everything that was applied is in place.",
+        "1 if everything that was applied is in place, and nothing keeps sessions from their way.",
         vec![(String::new(), u64::from(state.in_sync))],
     );
     let drift = u64::try_from(state.drift).unwrap_or(u64::MAX);
@@ -272,6 +363,35 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
         "gauge",
         "Objects that are missing, changed or left over.",
         vec![(String::new(), drift)],
+    );
+    let troubles = u64::try_from(state.troubles.len()).unwrap_or(u64::MAX);
+    metric(
+        "redirect_troubles",
+        "gauge",
+        "What others on this router do that keeps sessions from their way, as `redirect status` tells it.",
+        vec![(String::new(), troubles)],
+    );
+    let mut legs: BTreeMap<(&str, &str, usize), bool> = BTreeMap::new();
+    for session in state.sessions {
+        let family = family_label(session.session.family);
+        for leg in &session.legs {
+            let goes = legs
+                .entry((&session.redirect, family, leg.leg.number()))
+                .or_insert(true);
+            *goes &= leg.outcome != Outcome::Astray;
+        }
+    }
+    metric(
+        "redirect_leg_ok",
+        "gauge",
+        "1 if packets of this leg go where they should, by all client interfaces.",
+        legs.into_iter()
+            .map(|((redirect, family, leg), goes)| {
+                let leg = leg.to_string();
+                let labels = [("redirect", redirect), ("family", family), ("leg", &leg)];
+                (label(&labels), u64::from(goes))
+            })
+            .collect(),
     );
     for (name, help, of) in [
         (
@@ -298,14 +418,20 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
         }
         metric(name, "counter", help, samples);
     }
-    let connections = numbers.redirects.iter().filter_map(|found| {
-        let count = u64::try_from(found.connections?).ok()?;
-        Some((label(&[("redirect", &found.redirect)]), count))
+    let connections = numbers.redirects.iter().flat_map(|found| {
+        found
+            .connections
+            .iter()
+            .flatten()
+            .map(|(appliance, count)| {
+                let labels = [("redirect", &*found.redirect), ("appliance", appliance)];
+                (label(&labels), u64::try_from(*count).unwrap_or(u64::MAX))
+            })
     });
     metric(
         "redirect_connections",
         "gauge",
-        "Tracked connections of a redirect that bear its appliance's mark.",
+        "Open connections of a redirect, by the appliance that they go through.",
         connections.collect(),
     );
     for (name, help, of) in [
@@ -330,13 +456,7 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
         found.next_hops.iter().filter_map(|hop| {
             let labels = [
                 ("appliance", found.appliance.as_str()),
-                (
-                    "family",
-                    match Family::of(hop.address) {
-                        Family::V4 => "ipv4",
-                        Family::V6 => "ipv6",
-                    },
-                ),
+                ("family", family_label(Family::of(hop.address))),
             ];
             Some((label(&labels), u64::from(hop.usable?)))
         })
@@ -348,6 +468,13 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
         hops.collect(),
     );
     text
+}
+
+fn family_label(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
 }
 
 fn label(labels: &[(&str, &str)]) -> String {
@@ -401,7 +528,7 @@ mod tests {
                 redirect: "rdp".to_owned(),
                 from_clients: some(packets),
                 from_appliance: Some(some(packets / 2)),
-                connections: Some(2),
+                connections: Some([("scb".to_owned(), 2), ("old".to_owned(), 1)].into()),
             }],
             appliances: vec![ApplianceNumbers {
                 appliance: "scb".to_owned(),
@@ -424,18 +551,54 @@ mod tests {
         }
     }
 
+    fn session() -> SessionReport {
+        let leg = |leg, outcome, because| LegReport {
+            leg,
+            input: "eth0".to_owned(),
+            from: "10.10.0.2".to_owned(),
+            to: "10.20.0.2".to_owned(),
+            mark: None,
+            expected: "dev eth1".to_owned(),
+            kernel: "dev eth2".to_owned(),
+            outcome,
+            because,
+        };
+        SessionReport {
+            redirect: "rdp".to_owned(),
+            session: legs::Session {
+                redirect: 0,
+                family: Family::V4,
+                client_interface: "eth0".parse().unwrap(),
+                client: "10.10.0.2".parse().unwrap(),
+                client_port: 40000,
+                server: "10.20.0.2".parse().unwrap(),
+                port: 3389,
+            },
+            legs: vec![
+                leg(legs::Number::ClientToAppliance, Outcome::AsExpected, None),
+                leg(
+                    legs::Number::ApplianceToServer,
+                    Outcome::Astray,
+                    Some("leg-astray"),
+                ),
+            ],
+        }
+    }
+
     #[test]
     fn the_picture() {
         let before = numbers(1000);
         let ago = Duration::from_secs(2);
         assert_eq!(
-            picture(&policy(), &numbers(2000), Some((&before, ago)), false),
+            picture(&policy(), &[session()], &numbers(2000), Some((&before, ago)), false),
             "
 redirect `rdp`
   clients on eth0, ppp* ──► scb on sps0 ──► 10.20.0.0/24, 10.21.0.0/24, fd00:20::/64 and 1 more port 3389, 5900-5910
+  legs, IPv4           1 ok   2 ASTRAY   3 not asked   4 not asked
+    leg 2, appliance to server, in on eth0: wanted dev eth1, the kernel says dev eth2 (leg-astray)
   from clients               2000 packets      3.0 MB       500 packets/s    750.0 kB/s
   from the appliance         1000 packets      1.5 MB       250 packets/s    375.0 kB/s
-  connections                   2 open
+  connections                   2 open, 1 still through old
 
 appliance `scb`
   next hop             10.30.0.2 dev sps0: reachable
@@ -451,6 +614,8 @@ appliance `scb`
             policy: Some("ab12"),
             in_sync: false,
             drift: 2,
+            troubles: &[],
+            sessions: &[session()],
         };
         let text = prometheus(state, &numbers(2));
         for line in [
@@ -459,7 +624,11 @@ appliance `scb`
             "redirect_drift_objects 2",
             "redirect_packets_total{redirect=\"rdp\",from=\"clients\"} 2",
             "redirect_bytes_total{redirect=\"rdp\",from=\"appliance\"} 1500",
-            "redirect_connections{redirect=\"rdp\"} 2",
+            "redirect_troubles 0",
+            "redirect_leg_ok{redirect=\"rdp\",family=\"ipv4\",leg=\"1\"} 1",
+            "redirect_leg_ok{redirect=\"rdp\",family=\"ipv4\",leg=\"2\"} 0",
+            "redirect_connections{redirect=\"rdp\",appliance=\"scb\"} 2",
+            "redirect_connections{redirect=\"rdp\",appliance=\"old\"} 1",
             "redirect_sealed_packets_total{appliance=\"scb\"} 3",
             "redirect_next_hop_usable{appliance=\"scb\",family=\"ipv4\"} 1",
         ] {

@@ -388,7 +388,10 @@ fn numbers_go_up(lab: &Lab) {
         redirect["from_appliance"]["packets"].as_u64().unwrap() > 3,
         "{status:#}"
     );
-    assert!(redirect["connections"].as_u64().unwrap() > 0, "{status:#}");
+    assert!(
+        redirect["connections"]["scb"].as_u64().unwrap() > 0,
+        "{status:#}"
+    );
     assert_eq!(status["appliances"][0]["sealed"]["packets"], 0);
     assert_eq!(status["appliances"][0]["next_hops"][0]["usable"], true);
     // Without its rule, packets that bear the mark go nowhere, and are counted.

@@ -128,7 +128,8 @@ pub fn pass<'r>(
         hook,
         ours,
         events,
-        passed_ours: false,
+        // Ours stand in prerouting, which comes before all others.
+        passed_ours: hook != Hook::Prerouting,
     };
     for (chain, base) in bases {
         if base.nat && traveller.state != State::New {

@@ -1,5 +1,7 @@
 //! A router as data, spoilt in one way at a time.
 
+mod leaks;
+
 use std::net::IpAddr;
 
 use nix::errno::Errno;
@@ -191,7 +193,14 @@ impl World {
                     .iter()
                     .chain(&self.surroundings.routes)
                     .filter(|route| route.family == family && route.table == table)
-                    .min_by_key(|route| route.metric)
+                    .filter(|route| {
+                        let destination = route.destination;
+                        destination.is_none_or(|network| network.contains(&question.to))
+                    })
+                    .min_by_key(|route| {
+                        let length = route.destination.map_or(0, |network| network.prefix_len());
+                        (std::cmp::Reverse(length), route.metric)
+                    })
             {
                 return Answer::Route(Way {
                     kind: route.kind,
@@ -540,7 +549,7 @@ fn neighbours_tell_of_a_silent_appliance_and_of_servers_with_two_families() {
     assert_eq!(
         report.findings[0].mend,
         [
-            "ip6tables -I FORWARD -i eth0 -d fd00:20::/64 -p tcp -m multiport --dports 3389,5900:5910 -j REJECT"
+            "nft 'add table ip6 guard; add chain ip6 guard forward { type filter hook forward priority filter; }; add rule ip6 guard forward iifname \"eth0\" ip6 daddr fd00:20::/64 tcp dport { 3389, 5900-5910 } reject'"
         ]
     );
     let blocked = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d fd00:20::/64 -i eth0 -p tcp -m multiport --dports 3389,5900:5910 -j REJECT --reject-with icmp6-port-unreachable\nCOMMIT\n";
@@ -563,8 +572,8 @@ fn sessions_that_apply_would_cut_are_counted() {
 
 #[test]
 fn what_nft_prints_is_understood() {
-    let json = include_str!("../../tests/check/ruleset.json");
-    let text = include_str!("../../tests/check/ruleset.nft");
+    let json = include_str!("../../../tests/check/ruleset.json");
+    let text = include_str!("../../../tests/check/ruleset.nft");
     let ruleset = nft::read(json, text, &[]).unwrap();
     let chain = &ruleset.chains[0];
     let by_handle = |handle: u64| {
@@ -635,7 +644,7 @@ fn what_nft_prints_is_understood() {
 
 #[test]
 fn what_iptables_prints_is_understood() {
-    let text = include_str!("../../tests/check/iptables-save");
+    let text = include_str!("../../../tests/check/iptables-save");
     let ruleset = iptables::read(text, System::IptablesNft, Family::V4, "iptables");
     let unknown: Vec<&str> = ruleset
         .chains
