@@ -1,5 +1,5 @@
 //! Writes what packages hold beside the program: man pages and completions, from the
-//! command line's own definition, the policy's schema and its reference.
+//! command line's own definition, and the policy's schema.
 //!
 //! ```text
 //! cargo run --example manual -- DIRECTORY
@@ -42,8 +42,7 @@ fn write_all(directory: &Path) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
     man_pages(&command, directory)?;
-    write(directory, "policy.schema.json", &pretty(&policy::schema()))?;
-    write(directory, "policy.md", &policy::reference())
+    write(directory, "policy.schema.json", &pretty(&policy::schema()))
 }
 
 /// One page a command: `redirect.8`, `redirect-apply.8`, …

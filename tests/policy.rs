@@ -2,8 +2,8 @@
 //!
 //! Each folder under `tests/policy` has a `policy.toml`, its list files, and `expected.txt`: the errors and
 //! warnings as shown, and, if it is accepted, the policy. `UPDATE_GOLDEN=1 cargo test
-//! --test policy` writes these anew, and `examples/policy.schema.json`; read the difference before
-//! committing it.
+//! --test policy` writes these anew, `examples/policy.schema.json` and `packaging/docs/policy.md`; read
+//! the difference before committing it.
 
 #![expect(
     clippy::unwrap_used,
@@ -264,16 +264,22 @@ fn the_schema_refuses_what_an_editor_can_know() {
 
 #[test]
 fn the_schema_beside_the_examples_is_this_one() {
-    let schema = format!(
-        "{}\n",
-        serde_json::to_string_pretty(&policy::schema()).unwrap()
-    );
-    let file = root().join("examples/policy.schema.json");
+    let schema = serde_json::to_string_pretty(&policy::schema()).unwrap();
+    is_written("examples/policy.schema.json", &format!("{schema}\n"));
+}
+
+#[test]
+fn the_reference_among_the_documents_is_this_one() {
+    is_written("packaging/docs/policy.md", &policy::reference());
+}
+
+fn is_written(file: &str, text: &str) {
+    let file = root().join(file);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         #[expect(clippy::disallowed_methods, reason = "a test writes its own fixture")]
-        fs::write(&file, &schema).unwrap();
+        fs::write(&file, text).unwrap();
     }
-    assert_eq!(fs::read_to_string(&file).unwrap(), schema);
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
 }
 
 /// Writes `text` under the build's own folder for temporary files, with these permissions.
