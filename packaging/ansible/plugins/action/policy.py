@@ -28,21 +28,38 @@ class ActionModule(ActionBase):
             return result
 
         result["confirmed"] = False
-        # Well before the router goes back, or a confirmation might come just too late.
         seconds = int(self._task.args.get("confirm", 120))
-        problem = self._confirm(task_vars, time.monotonic() + seconds / 2)
-        if problem is None:
-            result["confirmed"] = True
+        problem = self._confirm(task_vars, time.monotonic() + seconds)
+        if problem is not None:
+            result["failed"] = True
+            result["msg"] = (
+                "the policy was applied, and could not be confirmed over a fresh connection: %s; "
+                "%d seconds after it was applied the router goes back to the policy before, whose "
+                "files it still has" % (problem, seconds)
+            )
             return result
-        result["failed"] = True
-        result["msg"] = (
-            "the policy was applied, and could not be confirmed over a fresh connection: %s; "
-            "within %d seconds the router goes back to the policy before" % (problem, seconds)
+        result["confirmed"] = True
+        return self._put_files(task_vars, result)
+
+    def _put_files(self, task_vars, result):
+        """What is in force and confirmed becomes what lies on the router."""
+        arguments = dict(self._task.args, check=False, confirm=0)
+        put = self._execute_module(
+            "redirect.router.policy", module_args=arguments, task_vars=task_vars
         )
+        if put.get("failed"):
+            result["failed"] = True
+            result["msg"] = (
+                "the policy is in force and confirmed, and its files could not be put in place: %s"
+                % put.get("msg", "it failed")
+            )
         return result
 
     def _confirm(self, task_vars, deadline):
-        """Confirms over a new connection; what speaks against it, if it cannot be done."""
+        """Confirms over a new connection; what speaks against it, if it cannot be done.
+
+        Whether it came in time the router decides, not the deadline.
+        """
         arguments = {}
         if self._task.args.get("executable"):
             arguments["executable"] = self._task.args["executable"]

@@ -14,7 +14,8 @@ description:
   - Puts the policy and its lists on the router, lets C(redirect check) judge them there, and
     applies them if the router differs.
   - The policy is applied so that it takes itself back, and is then confirmed over a fresh
-    connection. A policy that locks Ansible out is gone again after O(confirm) seconds.
+    connection. A policy that locks Ansible out is gone again after O(confirm) seconds, and the
+    files on the router are still the ones before.
   - A policy that does not pass the check never replaces the one on the router.
 version_added: 0.1.0
 author:
@@ -102,8 +103,10 @@ confirmed:
   sample: true
 """
 
+import contextlib
+import json
 import os
-import tempfile
+import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -153,79 +156,111 @@ def read(path):
         return None
 
 
-def lay_out(directory, texts):
-    """Writes what is wanted into a directory of our own, where it can be judged."""
-    for name, text in texts.items():
-        with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
-            file.write(text)
+def write(path, text):
+    """Nobody but root may write it, or redirect would refuse it."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o644)
+
+
+def judge(router, policy):
+    """Fails if the policy would break or leak on this router, now that it is as it is."""
+    status, findings = router.run("check", "--json", policy, accepted=(DONE, DRIFT))
+    if status == DONE:
+        return
+    errors = [each for each in json.loads(findings)["findings"] if each["severity"] == "error"]
+    # What others have taken away of the policy in force is what an apply puts back.
+    if not errors or any(each["code"] != "drift" for each in errors):
+        router.run("check", policy)
+
+
+class Files:
+    """The policy and its lists, as wanted and as they are; none where what lies there is wanted."""
+
+    def __init__(self, module):
+        params = module.params
+        self.module = module
+        self.path = params["path"]
+        self.home, self.name = os.path.split(self.path)
+        self.texts = {}
+        if params["content"] is not None:
+            self.texts = dict(params["lists"])
+            self.texts[self.name] = params["content"]
+        elif params["lists"]:
+            module.fail_json(msg="`lists` come with the `content` of the policy that names them")
+        for name in self.texts:
+            if os.path.basename(name) != name or name in ("", ".", ".."):
+                module.fail_json(msg="a list is put beside the policy: `%s` must be a file name alone" % name)
+        found = {name: read(os.path.join(self.home, name)) for name in self.texts}
+        self.differing = {name: found[name] for name in sorted(found) if found[name] != self.texts[name]}
+
+    @contextlib.contextmanager
+    def aside(self, directory):
+        """The policy's path in a directory of its own, gone afterwards, with its lists beside it."""
+        if not self.texts:
+            yield self.path
+            return
+        shutil.rmtree(directory, ignore_errors=True)
+        os.makedirs(directory, mode=0o700)
+        try:
+            for name, text in self.texts.items():
+                write(os.path.join(directory, name), text)
+            yield os.path.join(directory, self.name)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def put(self):
+        """Replaces each differing file whole."""
+        if self.differing:
+            os.makedirs(self.home, mode=0o755, exist_ok=True)
+        for name in self.differing:
+            new = os.path.join(self.module.tmpdir, "new")
+            write(new, self.texts[name])
+            self.module.atomic_move(new, os.path.join(self.home, name))
+
+    def differences(self):
+        """For `--diff`."""
+        return [
+            {
+                "before_header": os.path.join(self.home, name),
+                "after_header": os.path.join(self.home, name),
+                "before": before or "",
+                "after": self.texts[name],
+            }
+            for name, before in self.differing.items()
+        ]
 
 
 def applied(module, router):
     """Judges, compares, and applies."""
     params = module.params
-    path = params["path"]
-    home = os.path.dirname(path)
-    texts = {}
-    if params["content"] is not None:
-        texts = dict(params["lists"])
-        texts[os.path.basename(path)] = params["content"]
-    elif params["lists"]:
-        module.fail_json(msg="`lists` come with the `content` of the policy that names them")
-    for name in texts:
-        if os.path.basename(name) != name or name in ("", ".", ".."):
-            module.fail_json(msg="a list is put beside the policy: `%s` must be a file name alone" % name)
-
-    differing = {
-        name: (read(os.path.join(home, name)), text)
-        for name, text in texts.items()
-        if read(os.path.join(home, name)) != text
-    }
-    with tempfile.TemporaryDirectory(dir=module.tmpdir) as directory:
-        judged = path
-        if texts:
-            lay_out(directory, texts)
-            judged = os.path.join(directory, os.path.basename(path))
+    files = Files(module)
+    with files.aside(os.path.join(module.tmpdir, "judged")) as judged:
         if params["check"]:
-            router.run("check", judged)
+            judge(router, judged)
         status, drift = router.run("diff", judged, accepted=(DONE, DRIFT))
 
     result = {
-        "changed": bool(differing) or status == DRIFT,
+        "changed": bool(files.differing) or status == DRIFT,
         "drift": drift,
         "unconfirmed": False,
     }
     if module._diff:
-        result["diff"] = [
-            {
-                "before_header": os.path.join(home, name),
-                "after_header": os.path.join(home, name),
-                "before": before or "",
-                "after": after,
-            }
-            for name, (before, after) in sorted(differing.items())
-        ] + [{"prepared": drift}]
+        result["diff"] = files.differences() + [{"prepared": drift}]
     if module.check_mode or not result["changed"]:
         return result
 
-    if differing:
-        os.makedirs(home, mode=0o755, exist_ok=True)
-    for name, (_before, text) in differing.items():
-        put(module, os.path.join(home, name), text)
-    arguments = ["apply", "--wait", str(params["wait"])]
+    apply = ["apply", "--wait", str(params["wait"])]
     if status == DRIFT and params["confirm"]:
-        arguments += ["--confirm", str(params["confirm"])]
+        # What lies on the router stays until the new policy is confirmed: a router that goes
+        # back has the files that go with it. The history shows this path, so it says what it was.
+        with files.aside(os.path.join(files.home, ".unconfirmed")) as policy:
+            router.run(*apply, "--confirm", str(params["confirm"]), policy)
         result["unconfirmed"] = True
-    router.run(*arguments, path)
+    else:
+        files.put()
+        router.run(*apply, files.path)
     return result
-
-
-def put(module, path, text):
-    """Replaces a file whole; nobody but root may write it, or redirect would refuse it."""
-    handle, name = tempfile.mkstemp(dir=module.tmpdir)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, 0o644)
-    module.atomic_move(name, path)
 
 
 def absent(module, router):
