@@ -127,18 +127,17 @@ fn draft(args: &Init, facts: &Facts<'_>, terminal: &Terminal) -> Result<Draft, F
         "TCP ports (as in 22, 3389, 5900-5910)?",
     );
     if !missing.is_empty() {
-        return Err(Failure::new(
+        let failure = Failure::new(
             Exit::Usage,
             format!("no policy can be written without {}", missing.join(", ")),
         )
-        .detail("this router has:")
-        .detail(
-            init::inventory(facts)
-                .replace("#   ", "  ")
-                .trim_end()
-                .to_owned(),
-        )
-        .hint("give these, or run it on a terminal, where it asks"));
+        .detail("this router has:");
+        return Err(init::inventory(facts)
+            .lines()
+            .fold(failure, |failure, line| {
+                failure.detail(line.replacen("#   ", "  ", 1))
+            })
+            .hint("give these, or run it on a terminal, where it asks"));
     }
     let snat = args.snat
         || (terminal.can_ask()
