@@ -62,6 +62,19 @@ impl TryFrom<String> for Stamp {
 #[serde(transparent)]
 pub struct BootId(pub String);
 
+impl BootId {
+    /// Of the 32 hexadecimal digits that systemd writes (systemd.unit(5), `%b`), in the kernel's
+    /// spelling.
+    pub(super) fn of_systemd(digits: &str) -> Option<Self> {
+        if digits.len() != 32 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| digits.get(part));
+        let parts: Option<Vec<&str>> = parts.into_iter().collect();
+        parts.map(|parts| Self(parts.join("-").to_ascii_lowercase()))
+    }
+}
+
 impl fmt::Display for BootId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -506,11 +519,23 @@ fn rule_name(rule: &crate::net::RoutingRule) -> String {
     name
 }
 
+/// Set by our units of systemd to `%b`, the boot id as systemd itself reads it.
+///
+/// systemd-nspawn and LXC give a container a boot id of its own by a mount over the file in `/proc`,
+/// and a unit for which systemd mounts `/proc` afresh (`ProtectKernelTunables=`,
+/// `ProtectControlGroups=`, `ProtectProc=`: `src/core/namespace.c`) reads the host's there: to it,
+/// the machine would have restarted since the administrator's last command.
+const BOOT_VARIABLE: &str = "REDIRECT_BOOT_ID";
+
 /// This machine's boot.
 ///
 /// # Errors
 /// Passes on what reading `/proc` says.
 pub(super) fn boot_id() -> std::io::Result<BootId> {
+    let told = std::env::var(BOOT_VARIABLE).ok();
+    if let Some(told) = told.as_deref().and_then(BootId::of_systemd) {
+        return Ok(told);
+    }
     std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))
         .map(|text| BootId(text.trim().to_owned()))
 }

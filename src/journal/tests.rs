@@ -1040,3 +1040,19 @@ fn journal_at_scale() {
         drop(Journal::read(&location).unwrap());
     });
 }
+
+#[test]
+fn systemd_and_the_kernel_name_the_same_boot() {
+    assert_eq!(
+        BootId::of_systemd("9c6206afb743467fad353423D2c6399c"),
+        Some(BootId("9c6206af-b743-467f-ad35-3423d2c6399c".to_owned()))
+    );
+    for other in [
+        "",
+        "%b",
+        "9c6206af-b743-467f-ad35-3423d2c6399c",
+        "ä9c6206afb743467fad353423D2c639",
+    ] {
+        assert_eq!(BootId::of_systemd(other), None, "{other}");
+    }
+}
