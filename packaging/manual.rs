@@ -39,7 +39,8 @@ fn write_all(directory: &Path) -> io::Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut Cli::command(), "redirect", directory)?;
     }
-    let mut command = Cli::command();
+    // `redirect help` has no page.
+    let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     man_pages(&command, directory)?;
     write(directory, "policy.schema.json", &pretty(&policy::schema()))
@@ -64,7 +65,7 @@ fn man_pages(command: &Command, directory: &Path) -> io::Result<()> {
         &String::from_utf8_lossy(&page),
     )?;
     for subcommand in command.get_subcommands() {
-        if !subcommand.is_hide_set() && subcommand.get_name() != "help" {
+        if !subcommand.is_hide_set() {
             man_pages(subcommand, directory)?;
         }
     }
