@@ -1,0 +1,45 @@
+//! The limit: the same bytes sent to the kernel, or the same set read from it, by a program that
+//! does nothing else.
+
+use std::fs;
+use std::path::Path;
+
+use redirect::kernel::netlink::{Netlink, Payload, Protocol};
+use redirect::nft::TABLE;
+
+use crate::Trouble;
+
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM`, `NFPROTO_INET`, `NFTA_SET_ELEM_LIST_TABLE` and
+/// `NFTA_SET_ELEM_LIST_SET` (`linux/netfilter/nf_tables.h`).
+const GET_ELEMENTS: u16 = 0x0a0d;
+const INET: u8 = 1;
+const LIST_TABLE: u16 = 1;
+const LIST_SET: u16 = 2;
+
+/// Sends a file of netlink messages.
+pub fn send(file: &Path) -> Result<(), Trouble> {
+    let bytes = fs::read(file)?;
+    let answer = Netlink::open(Protocol::Netfilter)?.batch(&bytes)?;
+    match answer.refusals.first() {
+        Some(refusal) => Err(refusal.to_string().into()),
+        None if answer.acknowledged.is_empty() => Err("nothing was acknowledged".into()),
+        None => Ok(()),
+    }
+}
+
+/// Reads all elements of one of our sets, and makes nothing of them.
+pub fn dump(set: &str) -> Result<(), Trouble> {
+    let named = |text: &str| [text.as_bytes(), &[0]].concat();
+    let about = Payload::new(&[INET, 0, 0, 0])
+        .with(LIST_TABLE, &named(TABLE))
+        .with(LIST_SET, &named(set));
+    let mut bytes = 0;
+    Netlink::open(Protocol::Netfilter)?.dump(GET_ELEMENTS, &about, |message| {
+        bytes += message.payload.len();
+        Ok(None::<()>)
+    })?;
+    if bytes == 0 {
+        return Err(format!("set `{set}` is empty").into());
+    }
+    Ok(())
+}
