@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use recover::{Recovered, settle, take_back_open};
 
 use crate::failure::{Exit, Failure};
-use crate::journal::{Invocation, JournalError, Kind, Location, Locked, confirm};
+use crate::journal::{Invocation, Journal, JournalError, Kind, Location, Locked, confirm};
 use crate::kernel::signals::Uninterrupted;
 use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
@@ -16,6 +16,7 @@ use crate::plan::planner::{self, Planned, Stage};
 use crate::plan::{Change, Plan};
 use crate::policy::{self, Name, Policy, Source};
 use crate::render::shell;
+use crate::rules;
 
 /// What a run is to reach.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,7 @@ impl<'k> Engine<'k> {
         let recovered = settle(kernel, &mut journal)?;
         // Only widens what is looked at; whoever needs the policy itself asks for it.
         let before = policy_in_force(&journal).unwrap_or_default();
+        trust(kernel, &journal, &before);
         Ok(Self {
             kernel,
             journal,
@@ -188,7 +190,10 @@ impl<'k> Engine<'k> {
     ) -> Result<(), Failure> {
         let performed = carry_out(self.kernel, plan)
             .and_then(|()| self.verify(goal, plan))
-            .and_then(|()| Ok(end(&mut self.journal)?));
+            .and_then(|()| {
+                self.journal.keep_proof(self.kernel.proof());
+                Ok(end(&mut self.journal)?)
+            });
         performed.map_err(|failure| self.give_up(goal, plan, failure))
     }
 
@@ -286,7 +291,7 @@ impl<'k> Engine<'k> {
 ///
 /// # Errors
 /// If that copy cannot be read.
-pub fn policy_in_force(journal: &crate::journal::Journal) -> Result<Policy, Failure> {
+pub fn policy_in_force(journal: &Journal) -> Result<Policy, Failure> {
     let Some(digest) = &journal.in_force().policy else {
         return Ok(Policy::default());
     };
@@ -298,6 +303,16 @@ pub fn policy_in_force(journal: &crate::journal::Journal) -> Result<Policy, Fail
             format!("the policy in force, as kept in the journal, cannot be read: {errors}"),
         )
         .hint("apply a policy anew; `redirect teardown` works in any case")),
+    }
+}
+
+/// Spares `kernel` from reading back what the journal proves to be there: the packet rules of
+/// `policy`, which is in force.
+pub fn trust(kernel: &mut dyn Kernel, journal: &Journal, policy: &Policy) {
+    if let Some(proof) = &journal.in_force().proof
+        && let Some(table) = rules::nftables::table(policy)
+    {
+        kernel.trust(proof, table);
     }
 }
 

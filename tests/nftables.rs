@@ -23,7 +23,10 @@ use redirect::kernel::nftables::Nftables;
 use redirect::net::{IfPattern, MacAddr, Mark, Networks, Range, Ranges, Step};
 use redirect::nft::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, TABLE, Table,
-    Verdict, decode, text, wire,
+    Verdict, decode,
+    proof::Proof,
+    text,
+    wire::{self, Terms},
 };
 use redirect::policy::{self, Established, OnApplianceDown, Policy, Source};
 use redirect::rules;
@@ -1145,6 +1148,67 @@ fn a_long_set_that_somebody_changed_is_read_anew() {
     });
 }
 
+/// What another run has proven is believed, and nothing beyond that.
+#[test]
+fn a_proof_holds_until_somebody_commits_and_in_its_own_namespace() {
+    let every_fourth: Vec<_> = (0..3000).map(|n| (n * 4, n * 4)).collect();
+    let mut long = small();
+    long.sets[0] = v4_set("v4_a", &every_fourth);
+    // The same but for an element; only whoever does not read can take it for what is there.
+    let mut other = long.clone();
+    other.sets[0] = v4_set("v4_a", &every_fourth[1..]);
+    let read = |proof: &Proof, table: &Table| {
+        let mut fresh = Nftables::open().unwrap();
+        fresh.trust(proof, table.clone());
+        fresh.read().unwrap()
+    };
+    let proven = in_namespace(|| {
+        let mut kernel = Nftables::open().unwrap();
+        kernel.commit(None, Some(&long)).unwrap();
+        assert_eq!(kernel.read().unwrap().as_ref(), Some(&long));
+        let proof = kernel.proof().unwrap();
+        assert_eq!(read(&proof, &long).as_ref(), Some(&long));
+        // It is about these elements and no others.
+        assert_eq!(read(&proof, &other).as_ref(), Some(&long));
+        // A lie that only reading would show: so nothing is read.
+        let lie = Proof::of(&other, &proof.birthmark, proof.generation).unwrap();
+        assert_eq!(read(&lie, &other).as_ref(), Some(&other));
+        // Rules are read all the same.
+        let mut without_rules = other.clone();
+        without_rules.chains.clear();
+        assert_eq!(read(&lie, &without_rules).as_ref(), Some(&other));
+        // Nothing is committed on hearsay.
+        let mut fresh = Nftables::open().unwrap();
+        fresh.trust(&proof, other.clone());
+        assert!(fresh.commit(Some(&other), Some(&long)).is_err());
+        let generation = kernel.generation().unwrap();
+        nft_file("add table ip elsewhere");
+        assert_eq!(kernel.generation().unwrap(), generation + 1);
+        assert_eq!(read(&lie, &other).as_ref(), Some(&long));
+        // A change that keeps the table keeps its birthmark.
+        kernel.read().unwrap();
+        kernel.commit(Some(&long), Some(&other)).unwrap();
+        kernel.read().unwrap();
+        let later = kernel.proof().unwrap();
+        assert_eq!(later.birthmark, proof.birthmark);
+        assert_eq!(read(&later, &other).as_ref(), Some(&other));
+        // One that is made anew has another.
+        kernel.commit(Some(&other), None).unwrap();
+        kernel.commit(None, Some(&long)).unwrap();
+        kernel.read().unwrap();
+        assert_ne!(kernel.proof().unwrap().birthmark, proof.birthmark);
+        lie
+    });
+    let Some(lie) = proven else { return };
+    // Another namespace that has come as far, with a table that looks the same.
+    let _ = in_namespace(|| {
+        let mut kernel = Nftables::open().unwrap();
+        kernel.commit(None, Some(&long)).unwrap();
+        assert_eq!(kernel.generation().unwrap(), lie.generation);
+        assert_eq!(read(&lie, &other).as_ref(), Some(&long));
+    });
+}
+
 #[test]
 fn no_write_is_sent_where_nothing_changes() {
     let _ = in_namespace(|| {
@@ -1173,7 +1237,15 @@ fn every_message_is_about_our_table() {
             Some(old) if random.chance(2) => neighbour(old, &mut random),
             _ => table(&mut random),
         });
-        let transaction = wire::transaction(now.as_ref(), next.as_ref(), Some(7)).unwrap();
+        let transaction = wire::transaction(
+            now.as_ref(),
+            next.as_ref(),
+            &Terms {
+                generation: Some(7),
+                birthmark: None,
+            },
+        )
+        .unwrap();
         now = next;
         let Some(transaction) = transaction else {
             continue;
@@ -1202,7 +1274,7 @@ fn every_message_is_about_our_table() {
 #[test]
 fn no_answer_causes_a_panic() {
     let mut random = Random(5);
-    let transaction = wire::transaction(None, Some(&table(&mut random)), None)
+    let transaction = wire::transaction(None, Some(&table(&mut random)), &Terms::default())
         .unwrap()
         .unwrap();
     let payloads: Vec<Vec<u8>> = messages(transaction.bytes())
@@ -1233,7 +1305,11 @@ fn no_answer_causes_a_panic() {
             }
         }
         let answers = decode::Answers {
-            table: decode::TableHead { flags: 0, uses: 0 },
+            table: decode::TableHead {
+                flags: 0,
+                uses: 0,
+                birthmark: None,
+            },
             chains: payloads
                 .iter()
                 .chain([&bytes])
@@ -1411,7 +1487,9 @@ fn speed() {
                     row.push(begin.elapsed().as_secs_f64() * 1e3);
                 };
                 let mut kernel = Nftables::open().unwrap();
-                time(&mut || drop(wire::transaction(None, Some(&table), None).unwrap()));
+                time(&mut || {
+                    drop(wire::transaction(None, Some(&table), &Terms::default()).unwrap())
+                });
                 time(&mut || kernel.commit(None, Some(&table)).unwrap());
                 assert_eq!(kernel.read().unwrap().as_ref(), Some(&table));
                 time(&mut || kernel.commit(Some(&table), Some(&table)).unwrap());

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use super::{counted, location, report_recovered};
 use crate::cli::{Confirm, ConfirmWatch};
-use crate::engine::{Recovered, policy_in_force, settle, take_back_open};
+use crate::engine::{Recovered, policy_in_force, settle, take_back_open, trust};
 use crate::failure::{Exit, Failure};
 use crate::journal::{
     Condition, Entry, Invocation, Journal, Kind, Location, Locked, Outcome, confirm,
@@ -48,7 +48,9 @@ pub(super) fn run(args: &Confirm, terminal: &Terminal) -> Result<Exit, Failure> 
 /// Who confirms is told where others have changed meanwhile what is confirmed.
 fn still_there(journal: &Locked, terminal: &Terminal) -> Result<Exit, Failure> {
     let policy = policy_in_force(journal)?;
-    let observed = Router::open()?.observe(&Wish {
+    let mut router = Router::open()?;
+    trust(&mut router, journal, &policy);
+    let observed = router.observe(&Wish {
         policies: &[&policy],
     })?;
     let ledger = &journal.in_force().ledger;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Typed, read_policy, read_source};
 use crate::check::{Backend, Case, PolicyFile, Surroundings};
 use crate::cli::{POLICY, PolicyArg};
-use crate::engine::policy_in_force;
+use crate::engine::{policy_in_force, trust};
 use crate::failure::Failure;
 use crate::journal::{self, Journal, Location};
 use crate::kernel::router::Router;
@@ -33,6 +33,7 @@ impl Seen {
         let before = policy_in_force(&journal)?;
         let in_force = !before.is_empty() && before == policy;
         let mut router = Router::open()?;
+        trust(&mut router, &journal, &before);
         let observed = router.observe(&Wish {
             policies: &[&policy, &before],
         })?;

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
-use crate::engine::{Goal, Recovered, policy_in_force};
+use crate::engine::{Goal, Recovered, policy_in_force, trust};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Journal, JournalError, Location};
 use crate::kernel::router::Router;
@@ -237,9 +237,11 @@ fn report_recovered(recovered: &Recovered, terminal: &Terminal) {
 /// The plan of a command that changes nothing: no lock is taken, no journal is made, and no
 /// privilege needed; what cannot be seen without is said.
 fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {
+    let mut router = Router::open()?;
     let (before, ledger, unread) = match Journal::read(&Location::new(journal::DIRECTORY)?) {
         Ok(journal) => {
             let before = policy_in_force(&journal)?;
+            trust(&mut router, &journal, &before);
             (before, journal.in_force().ledger.clone(), None)
         }
         // A teardown without what it takes back would be none.
@@ -254,7 +256,7 @@ fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    let observed = Router::open()?.observe(&Wish {
+    let observed = router.observe(&Wish {
         policies: &[goal.policy, &before],
     })?;
     let mut planned = planner::plan(goal.policy, &observed, &ledger, goal.stage);

@@ -3,7 +3,7 @@
 
 use super::{counted, location, refused, report_recovered, show_warnings, unsuited};
 use crate::cli::Repair;
-use crate::engine::{Engine, Goal, policy_in_force};
+use crate::engine::{Engine, Goal, policy_in_force, trust};
 use crate::failure::{Exit, Failure};
 use crate::journal::{Condition, Journal, Kind, confirm};
 use crate::kernel::router::Router;
@@ -25,6 +25,7 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
                 return Ok(Exit::Done);
             }
             let policy = policy_in_force(&journal)?;
+            trust(&mut router, &journal, &policy);
             let observed = router.observe(&Wish {
                 policies: &[&policy],
             })?;

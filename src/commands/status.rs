@@ -9,7 +9,7 @@ use super::counted;
 use super::look::{backend, policy_file};
 use crate::check::{self, Case, Finding, PolicyFile, Report, Surroundings};
 use crate::cli::Status;
-use crate::engine::policy_in_force;
+use crate::engine::{policy_in_force, trust};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
 use crate::kernel::router::Router;
@@ -52,6 +52,7 @@ fn show(
     let in_force = journal.in_force();
     let policy = policy_in_force(&journal)?;
     let mut router = Router::open()?;
+    trust(&mut router, &journal, &policy);
     let observed = router.observe(&Wish {
         policies: &[&policy],
     })?;

@@ -38,6 +38,7 @@ pub use lock::Holder;
 pub use recovery::{Left, Reach, Recovery, recovery};
 
 use crate::kernel::files;
+use crate::nft::proof::Proof;
 use crate::plan::{Ledger, Plan};
 use crate::policy::{Name, Source};
 use lock::Lock;
@@ -102,6 +103,9 @@ pub struct Applied {
     pub boot: BootId,
     /// What teardown restores.
     pub ledger: Ledger,
+    /// What spares the next run from reading long lists of networks back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
 }
 
 impl Applied {
@@ -579,6 +583,7 @@ impl Locked {
             draining,
             boot: self.journal.boot.clone(),
             ledger: before.ledger.after(plan),
+            proof: before.proof.clone(),
         };
         let store = self.journal.store.clone();
         if let (Some(source), Some(digest)) = (policy, &digest)
@@ -611,6 +616,14 @@ impl Locked {
         self.commit(state)?;
         self.lock.pass_on(true);
         Ok(id)
+    }
+
+    /// Keeps what proves that the packet rules are as the open transaction has left them,
+    /// to be written with its outcome.
+    pub fn keep_proof(&mut self, proof: Option<Proof>) {
+        if let Some(open) = &mut self.journal.state.open {
+            open.after.proof = proof;
+        }
     }
 
     /// All changes are made, and stay.

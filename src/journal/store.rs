@@ -116,7 +116,7 @@ impl Store {
         let _ = std::fs::remove_file(self.path(name));
     }
 
-    /// The same for a file that nothing refers to before the next [`Self::write`], which
+    /// As [`Self::write`], for a file that nothing refers to before the next [`Self::write`], which
     /// makes this one's name safe as well.
     pub(super) fn write_ahead(&self, name: &str, text: String) -> Result<(), JournalError> {
         let content = FileContent { text, mode: 0o600 };

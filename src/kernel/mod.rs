@@ -20,6 +20,8 @@ use std::io;
 
 use nix::errno::Errno;
 
+use crate::nft::Table;
+use crate::nft::proof::Proof;
 use crate::observation::Observed;
 use crate::plan::{Change, Plan};
 use crate::policy::Policy;
@@ -47,6 +49,17 @@ pub trait Kernel {
     fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
         let _ = plan;
         Ok(())
+    }
+
+    /// What proves, to a later run, that the packet rules are as they were last observed.
+    fn proof(&self) -> Option<Proof> {
+        None
+    }
+
+    /// Takes `table` for the packet rules that are there, as far as `proof` goes, of which an
+    /// earlier run has made sure.
+    fn trust(&mut self, proof: &Proof, table: Table) {
+        let _ = (proof, table);
     }
 
     /// Makes one change, whole or not at all.

@@ -5,6 +5,7 @@
 //! again. So nothing is overwritten that was not seen.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 use nix::errno::Errno;
 
@@ -12,7 +13,8 @@ use super::netlink::{BatchAnswer, Malformed, Netlink, NetlinkError, Payload, Pro
 use super::{FailureKind, KernelError};
 use crate::nft::abi::{self, message, set, table};
 use crate::nft::decode::{self, Answers, Count};
-use crate::nft::wire::{self, Transaction};
+use crate::nft::proof::{Birthmark, Proof};
+use crate::nft::wire::{self, Terms, Transaction};
 use crate::nft::{Elements, TABLE, Table};
 use crate::observation::Availability;
 
@@ -20,10 +22,8 @@ use crate::observation::Availability;
 /// because somebody committed elsewhere. Each takes milliseconds.
 const TRIES: u32 = 20;
 
-/// Sets with more elements than this are not read again while the generation says that
-/// nobody has touched them. The kernel begins each 32 KiB of a dump at the set's first element
-/// again, so that 100,000 intervals take longer to read than to write.
-const LONG: usize = 1_000;
+/// A text that the kernel gives once and never again.
+const UNIQUE: &str = "/proc/sys/kernel/random/uuid";
 
 /// The way to the kernel's packet rules.
 #[derive(Debug)]
@@ -38,6 +38,10 @@ pub struct Nftables {
 struct Seen {
     generation: u32,
     table: Option<Table>,
+    /// The table's, as it was read; the kernel may not keep it.
+    birthmark: Option<Birthmark>,
+    /// Another run saw it; perhaps in another network namespace.
+    is_hearsay: bool,
 }
 
 /// What our rules counted: by chain and comment, rules of the same comment added up.
@@ -139,9 +143,35 @@ impl Nftables {
             .ok_or(Malformed("answer: no generation").into())
     }
 
+    /// What proves, to a later run, that the long sets of our table are as they were last read
+    /// here; none if there are none, or if the kernel keeps no birthmark.
+    #[must_use]
+    pub fn proof(&self) -> Option<Proof> {
+        let seen = self.seen.as_ref()?;
+        Proof::of(
+            seen.table.as_ref()?,
+            seen.birthmark.as_ref()?,
+            seen.generation,
+        )
+    }
+
+    /// Takes `table` for what is there, as far as `proof` goes, of which an earlier run has
+    /// made sure.
+    pub fn trust(&mut self, proof: &Proof, table: Table) {
+        // What we saw ourselves we know better.
+        if self.seen.is_none() && proof.is_about(&table) {
+            self.seen = Some(Seen {
+                generation: proof.generation,
+                table: Some(table),
+                birthmark: Some(proof.birthmark.clone()),
+                is_hearsay: true,
+            });
+        }
+    }
+
     /// Reads our table, all of it as of one moment; `None` if there is none. The elements of a
-    /// long set are taken as they were last read or committed by this very object, if
-    /// the generation proves that nobody has committed anything since.
+    /// long set are taken as they were last read or committed, if the generation
+    /// proves that nobody has committed anything since (see [`crate::nft::proof`]).
     ///
     /// # Errors
     /// If the kernel does not say, or never rests.
@@ -152,9 +182,8 @@ impl Nftables {
             let known = self
                 .seen
                 .take()
-                .filter(|seen| seen.generation == generation)
-                .and_then(|seen| seen.table);
-            let table = match self.read_once(known.as_ref()) {
+                .filter(|seen| seen.generation == generation);
+            let (table, birthmark) = match self.read_once(known.as_ref()) {
                 // A chain or set that goes while it is asked about.
                 Err(error) if error.errno() == Some(Errno::ENOENT) => continue,
                 other => other.map_err(|error| lacking(error, &action()))?,
@@ -163,6 +192,8 @@ impl Nftables {
                 self.seen = Some(Seen {
                     generation,
                     table: table.clone(),
+                    birthmark,
+                    is_hearsay: false,
                 });
                 return Ok(table);
             }
@@ -170,7 +201,10 @@ impl Nftables {
         Err(NetlinkError::Interrupted.during(action()))
     }
 
-    fn read_once(&mut self, known: Option<&Table>) -> Result<Option<Table>, NetlinkError> {
+    fn read_once(
+        &mut self,
+        known: Option<&Seen>,
+    ) -> Result<(Option<Table>, Option<Birthmark>), NetlinkError> {
         let heads = self
             .socket
             .ask(message::GET_TABLE, 0, &about_table(), |answer| {
@@ -181,7 +215,13 @@ impl Nftables {
             Err(error) if error.errno() == Some(Errno::ENOENT) => None,
             Err(error) => return Err(error),
         };
-        let Some(head) = head else { return Ok(None) };
+        let Some(head) = head else {
+            return Ok((None, None));
+        };
+        let birthmark = head.birthmark.clone();
+        let known = known
+            .filter(|seen| !seen.is_hearsay || seen.birthmark == birthmark)
+            .and_then(|seen| seen.table.as_ref());
         let chains = self
             .socket
             .dump(message::GET_CHAIN, &about_table(), |answer| {
@@ -216,7 +256,7 @@ impl Nftables {
             rules,
             others,
         };
-        Ok(Some(decode::assemble(answers)?))
+        Ok((Some(decode::assemble(answers)?), birthmark))
     }
 
     fn read_elements(
@@ -338,15 +378,19 @@ impl Nftables {
         }
         for _ in 0..TRIES {
             let generation = self.generation_of(from)?;
+            let terms = Terms {
+                generation: Some(generation),
+                birthmark: fs::read_to_string(UNIQUE)
+                    .ok()
+                    .map(|unique| Birthmark(unique.trim_end().to_owned())),
+            };
             let transaction =
-                wire::transaction(from, to, Some(generation)).map_err(|impossible| {
-                    KernelError {
-                        action: format!("cannot make {}", impossible.object),
-                        reason: impossible.reason,
-                        hint: None,
-                        kind: FailureKind::Other,
-                        source: None,
-                    }
+                wire::transaction(from, to, &terms).map_err(|impossible| KernelError {
+                    action: format!("cannot make {}", impossible.object),
+                    reason: impossible.reason,
+                    hint: None,
+                    kind: FailureKind::Other,
+                    source: None,
                 })?;
             let Some(mut transaction) = transaction else {
                 return Ok(());
@@ -359,6 +403,8 @@ impl Nftables {
                     self.seen = Some(Seen {
                         generation: next,
                         table: to.cloned(),
+                        birthmark: None,
+                        is_hearsay: false,
                     });
                     return Ok(());
                 }
@@ -402,6 +448,7 @@ impl Nftables {
     /// A generation at which `from` was there.
     fn generation_of(&mut self, from: Option<&Table>) -> Result<u32, KernelError> {
         if let Some(seen) = &self.seen
+            && !seen.is_hearsay
             && seen.table.as_ref() == from
         {
             return Ok(seen.generation);
@@ -436,7 +483,7 @@ fn long_set<'t>(table: &'t Table, head: &decode::SetHead) -> Option<&'t Elements
     table
         .sets
         .iter()
-        .find(|set| set.name == head.name && set.elements.len() > LONG)
+        .find(|set| set.name == head.name && set.is_long())
         .map(|set| &set.elements)
         .filter(|elements| head.can_hold(elements))
 }

@@ -7,6 +7,8 @@ use super::nftables::Nftables;
 use super::route::Routing;
 use super::{FailureKind, Kernel, KernelError, Wish, files, iptables, names, sysctl};
 use crate::net::{Family, IfName, TableId};
+use crate::nft::Table;
+use crate::nft::proof::Proof;
 use crate::observation::{Availability, Iptables, Link, Observed, Setting, Sysctl};
 use crate::plan::{Change, Plan};
 use crate::policy::BackendChoice;
@@ -50,7 +52,7 @@ impl Router {
     }
 
     /// Our nftables table. Who may not see it is told so, and sees everything else.
-    fn read_packets(&mut self) -> Result<(Option<crate::nft::Table>, Availability), KernelError> {
+    fn read_packets(&mut self) -> Result<(Option<Table>, Availability), KernelError> {
         let read = match &mut self.packets {
             Ok(packets) => packets.read(),
             Err(why) => return Ok((None, Availability::Missing(why.clone()))),
@@ -103,6 +105,16 @@ impl Kernel for Router {
             table_names: names::observe()?,
             links,
         })
+    }
+
+    fn proof(&self) -> Option<Proof> {
+        self.packets.as_ref().ok()?.proof()
+    }
+
+    fn trust(&mut self, proof: &Proof, table: Table) {
+        if let Ok(packets) = &mut self.packets {
+            packets.trust(proof, table);
+        }
     }
 
     fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {

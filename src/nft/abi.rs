@@ -45,6 +45,11 @@ pub mod table {
     pub const NAME: u16 = 1;
     pub const FLAGS: u16 = 2;
     pub const USE: u16 = 3;
+    /// From Linux 5.10; older kernels take no notice.
+    pub const USERDATA: u16 = 6;
+    /// Our own type, far from those of libnftnl (`NFTNL_UDATA_TABLE_*`), which skips what
+    /// it does not know.
+    pub const USERDATA_BIRTHMARK: u8 = 0x72;
 }
 
 /// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::abi::{self, chain, element, expression as x, rule, set, table};
+use super::proof::Birthmark;
 use super::wire::Interval;
 use super::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, TABLE, Table,
@@ -34,6 +35,8 @@ pub struct TableHead {
     pub flags: u32,
     /// How many chains, sets, objects and flowtables are in it.
     pub uses: u32,
+    /// What it was made with, where the kernel keeps that.
+    pub birthmark: Option<Birthmark>,
 }
 
 /// Reads a table's message, if it is our table.
@@ -44,7 +47,11 @@ pub fn table_head(payload: &[u8]) -> Result<Option<TableHead>, Malformed> {
     let Some(rest) = inet(payload)? else {
         return Ok(None);
     };
-    let mut head = TableHead { flags: 0, uses: 0 };
+    let mut head = TableHead {
+        flags: 0,
+        uses: 0,
+        birthmark: None,
+    };
     let mut is_ours = false;
     for attribute in attributes(rest) {
         let attribute = attribute?;
@@ -52,10 +59,17 @@ pub fn table_head(payload: &[u8]) -> Result<Option<TableHead>, Malformed> {
             table::NAME => is_ours = attribute.text() == TABLE,
             table::FLAGS => head.flags = attribute.be32()?,
             table::USE => head.uses = attribute.be32()?,
+            table::USERDATA => head.birthmark = birthmark(attribute.value),
             _ => {}
         }
     }
     Ok(is_ours.then_some(head))
+}
+
+/// Our note among those of a table.
+fn birthmark(notes: &[u8]) -> Option<Birthmark> {
+    let text = note(notes, table::USERDATA_BIRTHMARK)?;
+    String::from_utf8(text.to_vec()).ok().map(Birthmark)
 }
 
 /// Reads the rules' generation.
@@ -670,14 +684,20 @@ fn rule_parts(payload: &[u8]) -> Result<RuleParts<'_>, Malformed> {
     Ok(parts)
 }
 
-/// The comment among nft's notes: each is type, length, value.
+/// The comment among nft's notes.
 fn comment(notes: &[u8]) -> Option<String> {
+    let text = note(notes, rule::USERDATA_COMMENT)?;
+    let text = text.split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// The first of these notes that is of this type: each is type, length, value.
+fn note(notes: &[u8], wanted: u8) -> Option<&[u8]> {
     let mut rest = notes;
     while let [kind, length, after @ ..] = rest {
         let (value, next) = after.split_at_checked(usize::from(*length))?;
-        if *kind == rule::USERDATA_COMMENT {
-            let text = value.split(|byte| *byte == 0).next()?;
-            return Some(String::from_utf8_lossy(text).into_owned());
+        if *kind == wanted {
+            return Some(value);
         }
         rest = next;
     }

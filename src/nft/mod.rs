@@ -9,6 +9,7 @@
 pub(crate) mod abi;
 pub mod decode;
 pub mod difference;
+pub mod proof;
 pub mod text;
 pub mod wire;
 
@@ -53,7 +54,7 @@ pub struct Set {
 }
 
 /// What a set holds. The variant is the set's type.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Elements {
     /// `type ipv4_addr; flags interval`.

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use redirect::kernel::nftables::Nftables;
 use redirect::kernel::process;
-use redirect::nft::wire;
+use redirect::nft::wire::{self, Terms};
 use redirect::policy::{self, Source};
 use redirect::rules;
 
@@ -297,7 +297,8 @@ impl Input {
         let source = Source::load(&self.policy("networks", Backend::Nftables))?;
         let reading = policy::read(&source).map_err(|errors| errors.to_string())?;
         let table = rules::nftables::table(&reading.policy);
-        let mut batch = wire::transaction(None, table.as_ref(), None)?.ok_or("nothing to send")?;
+        let mut batch =
+            wire::transaction(None, table.as_ref(), &Terms::default())?.ok_or("nothing to send")?;
         batch.number_from(1);
         let sets = table.iter().flat_map(|table| &table.sets);
         self.merged = (sets.filter(|set| set.name == SET))

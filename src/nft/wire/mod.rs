@@ -19,6 +19,7 @@ mod transaction;
 mod writer;
 
 use super::abi::{chain, message, rule, set, table};
+use super::proof::Birthmark;
 use super::{Base, Chain, Elements, Impossible, Table};
 pub use elements::Interval;
 pub use transaction::Transaction;
@@ -30,8 +31,16 @@ const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
+/// What a transaction says beside what it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// With it, the kernel refuses the transaction (`ERESTART`) if anybody has committed since.
+    pub generation: Option<u32>,
+    /// Of the table, if it is made anew.
+    pub birthmark: Option<Birthmark>,
+}
+
 /// The transaction that takes the kernel from `from` to `to`; none if they are equal.
-/// With `generation`, the kernel refuses it (`ERESTART`) if anybody has committed since.
 ///
 /// # Errors
 /// Names what in `to` cannot be made: things of kinds that ours never have, found in a
@@ -39,21 +48,22 @@ const APPEND: u16 = 0x800;
 pub fn transaction(
     from: Option<&Table>,
     to: Option<&Table>,
-    generation: Option<u32>,
+    terms: &Terms,
 ) -> Result<Option<Transaction>, Impossible> {
     if from == to {
         return Ok(None);
     }
     let mut writer = Writer::default();
-    writer.begin_batch(generation);
+    writer.begin_batch(terms.generation);
+    let mark = terms.birthmark.as_ref();
     match (from, to) {
         (None, None) => return Ok(None),
-        (None, Some(to)) => writer.whole(to)?,
+        (None, Some(to)) => writer.whole(to, mark)?,
         (Some(_), None) => writer.delete_table(),
         (Some(from), Some(to)) if is_gradual(from, to) => writer.gradual(from, to)?,
         (Some(_), Some(to)) => {
             writer.delete_table();
-            writer.whole(to)?;
+            writer.whole(to, mark)?;
         }
     }
     writer.finish().map(Some)
@@ -134,7 +144,7 @@ impl Writer {
         self.end_message(open);
     }
 
-    fn whole(&mut self, to: &Table) -> Result<(), Impossible> {
+    fn whole(&mut self, to: &Table, mark: Option<&Birthmark>) -> Result<(), Impossible> {
         if let Some(other) = to.others.first() {
             return Err(Impossible {
                 object: other.clone(),
@@ -143,6 +153,12 @@ impl Writer {
         }
         let open = self.message(message::NEW_TABLE, CREATE | EXCLUSIVE, What::NewTable);
         self.u32(table::FLAGS, to.flags);
+        if let Some(Birthmark(mark)) = mark
+            && let Ok(length) = u8::try_from(mark.len())
+        {
+            let note = [&[table::USERDATA_BIRTHMARK, length], mark.as_bytes()].concat();
+            self.attribute(table::USERDATA, &note);
+        }
         self.end_message(open);
         let nothing = Table {
             flags: to.flags,
@@ -275,7 +291,7 @@ mod tests {
     }
 
     fn kinds(from: Option<&Table>, to: Option<&Table>) -> Vec<u16> {
-        let transaction = transaction(from, to, None).unwrap().unwrap();
+        let transaction = transaction(from, to, &Terms::default()).unwrap().unwrap();
         let kinds = messages(transaction.bytes()).map(|message| message.unwrap().kind);
         kinds.collect()
     }
@@ -297,8 +313,11 @@ mod tests {
             kinds(Some(&old), None),
             [abi::BATCH_BEGIN, message::DELETE_TABLE, abi::BATCH_END]
         );
-        assert_eq!(transaction(Some(&old), Some(&old), None), Ok(None));
-        assert_eq!(transaction(None, None, Some(1)), Ok(None));
+        assert_eq!(
+            transaction(Some(&old), Some(&old), &Terms::default()),
+            Ok(None)
+        );
+        assert_eq!(transaction(None, None, &Terms::default()), Ok(None));
         // A set that is to be of another type: all anew.
         let mut other = old.clone();
         other.sets[0].elements = Elements::Macs(Vec::new());
@@ -308,7 +327,9 @@ mod tests {
     #[test]
     fn a_refusal_is_traced_to_its_part() {
         let table = with_networks(&[(1, 1), (5, 9), (100, 200)]);
-        let mut transaction = transaction(None, Some(&table), None).unwrap().unwrap();
+        let mut transaction = transaction(None, Some(&table), &Terms::default())
+            .unwrap()
+            .unwrap();
         transaction.number_from(1000);
         let found = |what: &str| {
             let mut start = 0;
@@ -344,7 +365,9 @@ mod tests {
     fn long_lists_are_cut_into_messages() {
         let many: Vec<_> = (0..100_000).map(|n| (n * 8, n * 8 + 1)).collect();
         let table = with_networks(&many);
-        let transaction = transaction(None, Some(&table), None).unwrap().unwrap();
+        let transaction = transaction(None, Some(&table), &Terms::default())
+            .unwrap()
+            .unwrap();
         let mut elements = 0;
         for message in messages(transaction.bytes()).map(Result::unwrap) {
             assert!(message.payload.len() < 65_536);
@@ -362,23 +385,23 @@ mod tests {
     fn what_cannot_be_made_is_said_before_anything_is_sent() {
         let mut table = with_networks(&[]);
         table.sets[0].elements = Elements::Foreign("of another type".to_owned());
-        let error = transaction(None, Some(&table), None).unwrap_err();
+        let error = transaction(None, Some(&table), &Terms::default()).unwrap_err();
         assert!(
             error.to_string().starts_with("cannot make set `s`"),
             "{error}"
         );
         let mut table = with_networks(&[]);
         table.others.push("object `quota`".to_owned());
-        assert!(transaction(None, Some(&table), None).is_err());
+        assert!(transaction(None, Some(&table), &Terms::default()).is_err());
         let mut table = with_networks(&[]);
         table.chains[0].rules[0].comment = Some("x".repeat(128));
-        assert!(transaction(None, Some(&table), None).is_err());
+        assert!(transaction(None, Some(&table), &Terms::default()).is_err());
         table.chains[0].rules[0].comment = Some("x".repeat(127));
-        assert!(transaction(None, Some(&table), None).is_ok());
+        assert!(transaction(None, Some(&table), &Terms::default()).is_ok());
         table.chains[0].rules[0].expressions = vec![Expression::InlineVerdictMap {
             elements: Vec::new(),
             key_type: 19,
         }];
-        assert!(transaction(None, Some(&table), None).is_err());
+        assert!(transaction(None, Some(&table), &Terms::default()).is_err());
     }
 }
