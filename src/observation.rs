@@ -420,6 +420,14 @@ impl Observed {
             .map(|(_, value)| value.as_str())
     }
 
+    /// Whether `address` is the router's own.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.addresses
+            .iter()
+            .any(|found| found.network.addr() == address)
+    }
+
     /// Whether `address` is on-link at `interface`.
     #[must_use]
     pub fn is_on_link(&self, address: IpAddr, interface: &IfName) -> bool {

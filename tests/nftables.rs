@@ -83,6 +83,13 @@ fn nft_file(input: &str) {
     );
 }
 
+/// The kernel's state as `nft` writes it down for itself.
+fn saved() -> String {
+    let output = nft(&["list", "ruleset"], "");
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// What `nft` makes of the kernel's state, without what differs from run to run.
 fn listing() -> Vec<Value> {
     let output = nft(&["-j", "list", "ruleset"], "");
@@ -1399,7 +1406,15 @@ fn every_policy_means_the_same_to_us_and_to_nft() {
             let mut kernel = Nftables::open().unwrap();
             kernel.commit(None, Some(&table)).unwrap();
             assert_eq!(kernel.read().unwrap().as_ref(), Some(&table), "{name}");
-            listing()
+            let ours = listing();
+            // As distributions save and restore all rules: in `nft`'s own words and encoding.
+            nft_file(&format!("flush ruleset\n{}", saved()));
+            assert_eq!(
+                kernel.read().unwrap().as_ref(),
+                Some(&table),
+                "{name}, saved"
+            );
+            ours
         })
         .unwrap();
         assert_eq!(ours, theirs, "{name}\n{text}");

@@ -45,6 +45,9 @@ const SYN: u8 = Packet::SYN;
 const RST: u8 = Packet::RST;
 const ACK: u8 = Packet::ACK;
 
+/// The router's own, among those of the servers.
+const OWN: [&str; 2] = ["10.20.0.9", "fd00:20::9"];
+
 /// Where the router would route to, packet marks aside.
 const ROUTES: [(&str, &str); 10] = [
     ("10.10.0.0/16", "eth0"),
@@ -69,6 +72,8 @@ table inet observer {
     set seen { typeof @th,160,32 . meta mark; flags dynamic; size 65535; }
     set connections { typeof @th,160,32 . ct mark; flags dynamic; size 65535; }
     set forwarded { typeof @th,160,32; flags dynamic; size 65535; }
+    set delivered { typeof @th,160,32 . meta mark; flags dynamic; size 65535; }
+    set delivered_connections { typeof @th,160,32 . ct mark; flags dynamic; size 65535; }
     chain raw {
         type filter hook prerouting priority raw
         @th,160,32 @untracked notrack
@@ -86,6 +91,16 @@ table inet observer {
     chain forward {
         type filter hook forward priority 0
         add @forwarded { @th,160,32 }
+    }
+    chain input {
+        type filter hook input priority 0
+        add @delivered_connections { @th,160,32 . ct mark }
+        add @delivered { @th,160,32 . meta mark }
+    }
+    # Nobody listens here; a refusal would end the connections that are to stand.
+    chain output {
+        type filter hook output priority -350
+        drop
     }
 }
 ";
@@ -145,6 +160,8 @@ fn random_text(random: &mut Random) -> String {
         ("0xf0", [0x10, 0xf0]),
         ("0xffffffff", [7, 9]),
         ("0x3", [1, 2]),
+        ("0x3", [1, 3]),
+        ("0x1", [1, 1]),
     ]);
     for at in 0..=usize::from(two) {
         let interface = if at == 0 {
@@ -267,15 +284,18 @@ fn random_packets(random: &mut Random, policy: &Policy) -> Vec<Packet> {
         .iter()
         .map(|a| a.mark.value)
         .chain([0, 0, 0, 0x100, 0xdead_be00, u32::MAX])
+        .chain(Model::new(policy).left_alone().map(|mark| mark.value))
         .collect();
     let mut connections = HashSet::new();
     let mut packets = Vec::new();
     while packets.len() < usize::try_from(PACKETS).unwrap() {
         let family = random.of(&families);
-        let (source, destination) = (
-            random_address(random, family),
-            random_address(random, family),
-        );
+        let source = random_address(random, family);
+        let destination = if random.one_in(10) {
+            OWN[usize::from(family == Family::V6)].parse().unwrap()
+        } else {
+            random_address(random, family)
+        };
         let mut port = || match random.below(3) {
             0 => random.of(&[22, 80, 3010]),
             1 => u16::try_from(2998 + random.below(60)).unwrap(),
@@ -284,6 +304,7 @@ fn random_packets(random: &mut Random, policy: &Policy) -> Vec<Packet> {
         let ports = (port(), port());
         let tcp = !random.one_in(12);
         let fresh = source != destination
+            && !is_own(source)
             && connections.insert((source, destination, ports.0, ports.1))
             && connections.insert((destination, source, ports.1, ports.0));
         if !fresh {
@@ -317,6 +338,10 @@ fn random_packets(random: &mut Random, policy: &Policy) -> Vec<Packet> {
         });
     }
     packets
+}
+
+fn is_own(address: IpAddr) -> bool {
+    OWN.iter().any(|own| own.parse() == Ok(address))
 }
 
 /// Where a packet goes.
@@ -424,6 +449,10 @@ impl Router {
                 run("ip", &["link", "set", link, "arp", "off", "up"], "");
             }
         }
+        run("ip", &["link", "set", "lo", "up"], "");
+        for address in OWN {
+            run("ip", &["addr", "add", address, "dev", "lo"], "");
+        }
         for (network, interface) in ROUTES {
             let family = if network.contains(':') { "-6" } else { "-4" };
             run(
@@ -530,7 +559,7 @@ impl Router {
         run(
             "nft",
             &["-f", "-"],
-            "flush set inet observer seen\nflush set inet observer connections\nflush set inet observer forwarded\n",
+            "flush set inet observer seen\nflush set inet observer connections\nflush set inet observer forwarded\nflush set inet observer delivered\nflush set inet observer delivered_connections\n",
         );
         for (id, packet) in packets.iter().enumerate() {
             self.send(packet, u32::try_from(id).unwrap(), packet.flags, false);
@@ -563,6 +592,8 @@ struct Fate {
     mark: Option<u32>,
     connection: Option<u32>,
     forwarded: bool,
+    /// Its mark and its connection's, if the router itself gets it.
+    delivered: Option<(u32, Option<u32>)>,
 }
 
 fn fates(count: usize, seen: &[Vec<u32>]) -> Vec<Fate> {
@@ -580,6 +611,14 @@ fn fates(count: usize, seen: &[Vec<u32>]) -> Vec<Fate> {
         fate.connection = mark;
     });
     with(&elements("forwarded"), |fate, _| fate.forwarded = true);
+    with(&elements("delivered"), |fate, mark| {
+        fate.delivered = mark.map(|mark| (mark, None));
+    });
+    with(&elements("delivered_connections"), |fate, found| {
+        if let Some((_, connection)) = &mut fate.delivered {
+            *connection = found;
+        }
+    });
     fates
 }
 
@@ -680,10 +719,13 @@ fn check(router: &Router, random: &mut Random, covered: &mut BTreeSet<String>) {
         let fates = router.ask(&packets);
         for (packet, fate) in packets.iter().zip(fates) {
             let marked = model.prerouting(packet);
+            let is_own = is_own(packet.destination);
+            let input = is_own.then(|| model.input(packet, marked.clone()));
             let expected = Fate {
                 mark: Some(marked.mark),
                 connection: marked.connection.mark(),
-                forwarded: model.forward(packet, &marked, &output(packet)),
+                forwarded: !is_own && model.forward(packet, &marked, &output(packet)),
+                delivered: input.map(|input| (input.mark, input.connection.mark())),
             };
             if fate != expected {
                 let rules =
@@ -699,6 +741,14 @@ fn check(router: &Router, random: &mut Random, covered: &mut BTreeSet<String>) {
                 expected.forwarded,
                 packet.connection.mark().is_some()
             ));
+            if let Some((mark, _)) = expected.delivered
+                && mark != marked.mark
+            {
+                covered.insert("delivered to the router".to_owned());
+            }
+            if marked.connection != packet.connection && marked.taken.is_empty() {
+                covered.insert("left alone".to_owned());
+            }
             if expected.mark != Some(packet.mark) && marked.taken.is_empty() {
                 covered.insert(format!(
                     "marked by its connection or cleared: {}",
@@ -737,6 +787,9 @@ fn every_backend_means_what_the_model_says() {
                 covered.contains(&format!("{leg:?}")),
                 "no packet was for {leg:?}: {covered:?}"
             );
+        }
+        for rule in ["delivered to the router", "left alone"] {
+            assert!(covered.contains(rule), "no packet was {rule}: {covered:?}");
         }
         eprintln!("covered: {covered:?}");
     })

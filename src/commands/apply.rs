@@ -9,6 +9,7 @@ use crate::failure::{Exit, Failure};
 use crate::journal::{self, Journal, Kind, Location};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::router::Router;
+use crate::observation::Observed;
 use crate::plan::planner::Stage;
 use crate::plan::{Change, Plan};
 use crate::policy::{Established, Policy};
@@ -81,7 +82,7 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     }
     // Early there are none; and what merely informs must not stand in the way of the seal.
     if !args.early && changes_packet_rules(&planned.plan) {
-        tell_what_is_cut(policy, terminal)?;
+        tell_what_is_cut(policy, &observed, terminal)?;
     }
     let unconfirmed = if let Some(time) = args.confirm {
         let id = engine.perform_unconfirmed(&goal, &planned.plan, time)?;
@@ -111,7 +112,11 @@ fn changes_packet_rules(plan: &Plan) -> bool {
 }
 
 /// Sessions that are open now reach an appliance that never saw them begin.
-fn tell_what_is_cut(policy: &Policy, terminal: &Terminal) -> Result<(), Failure> {
+fn tell_what_is_cut(
+    policy: &Policy,
+    observed: &Observed,
+    terminal: &Terminal,
+) -> Result<(), Failure> {
     if policy.options.established == Established::Keep || policy.is_empty() {
         return Ok(());
     }
@@ -119,11 +124,9 @@ fn tell_what_is_cut(policy: &Policy, terminal: &Terminal) -> Result<(), Failure>
     let mut seen = 0_usize;
     let cut = Conntrack::open()?.count(None, |connection| {
         seen += 1;
-        let ends = (connection.source, connection.destination);
         connection.is_established_tcp()
-            && model
-                .cuts(ends, connection.destination_port, connection.mark)
-                .is_some()
+            && !observed.is_own(connection.destination)
+            && model.cuts(connection.ends(), connection.mark).is_some()
     })?;
     if seen == 0 {
         terminal.note(

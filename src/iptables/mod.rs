@@ -20,6 +20,8 @@ use crate::net::{Family, IfPattern, MacAddr, Mark, PortRange};
 pub const PREROUTING_CHAIN: &str = "scb-redirect";
 /// The chain that FORWARD jumps to.
 pub const FORWARD_CHAIN: &str = "scb-redirect-seal";
+/// The chain that INPUT jumps to.
+pub const INPUT_CHAIN: &str = "scb-redirect-input";
 /// What the names of all other chains of ours, and of our sets, begin with.
 pub const PREFIX: &str = "scb-redirect-";
 /// Longest name of a chain, in bytes (`XT_EXTENSION_MAXNAMELEN` less its NUL,
@@ -152,7 +154,7 @@ impl Frame {
 /// A rule outside our chains that leads into one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
-    /// The chain it stands in; for ours `PREROUTING` or `FORWARD`.
+    /// The chain it stands in; for ours `PREROUTING`, `FORWARD` or `INPUT`.
     pub chain: String,
     /// How many rules of others stand before it there; for ours none.
     pub before: usize,
@@ -206,22 +208,26 @@ pub enum Side {
 pub enum Flags {
     /// SYN, and neither FIN, RST nor ACK.
     PureSyn,
+    /// Anything else.
+    NoPureSyn,
     /// Neither SYN nor RST.
     NeitherSynNorRst,
 }
 
 impl Flags {
-    /// Which flags are looked at, and which of them must be set, as iptables names them.
+    /// Whether it is negated, which flags are looked at, and which of them must be set, as
+    /// iptables names them.
     #[must_use]
-    pub fn words(self) -> (&'static str, &'static str) {
+    pub fn words(self) -> (bool, &'static str, &'static str) {
         match self {
-            Self::PureSyn => ("FIN,SYN,RST,ACK", "SYN"),
-            Self::NeitherSynNorRst => ("SYN,RST", "NONE"),
+            Self::PureSyn => (false, "FIN,SYN,RST,ACK", "SYN"),
+            Self::NoPureSyn => (true, "FIN,SYN,RST,ACK", "SYN"),
+            Self::NeitherSynNorRst => (false, "SYN,RST", "NONE"),
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::PureSyn, Self::NeitherSynNorRst];
+    pub const ALL: [Self; 3] = [Self::PureSyn, Self::NoPureSyn, Self::NeitherSynNorRst];
 }
 
 /// What connection tracking says of a packet, as far as our rules ask.
@@ -234,6 +240,12 @@ pub enum State {
     Invalid,
     /// It has no connection: it fits none, or was not looked at.
     Unknown,
+    /// It is the first of a connection, or fits none.
+    NewOrInvalid,
+    /// It has a connection.
+    Tracked,
+    /// It has one, and is not the first of it.
+    Known,
 }
 
 impl State {
@@ -244,11 +256,21 @@ impl State {
             Self::New => "NEW",
             Self::Invalid => "INVALID",
             Self::Unknown => "INVALID,UNTRACKED",
+            Self::NewOrInvalid => "INVALID,NEW",
+            Self::Tracked => "NEW,RELATED,ESTABLISHED",
+            Self::Known => "RELATED,ESTABLISHED",
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::New, Self::Invalid, Self::Unknown];
+    pub const ALL: [Self; 6] = [
+        Self::New,
+        Self::Invalid,
+        Self::Unknown,
+        Self::NewOrInvalid,
+        Self::Tracked,
+        Self::Known,
+    ];
 }
 
 /// One test of a rule. The order of the variants is the order in which they are written.

@@ -325,11 +325,11 @@ fn extension<'w>(name: &str, rest: &'w [String]) -> Option<(Match, &'w [String])
         ("tcp", "--dport", false) | ("multiport", "--dports", false) => {
             (ports(Side::Destination, value)?, rest)
         }
-        ("tcp", "--tcp-flags", false) => {
+        ("tcp", "--tcp-flags", negated) => {
             let (set, rest) = rest.split_first()?;
             let flags = Flags::ALL
                 .into_iter()
-                .find(|flags| flags.words() == (value, set))?;
+                .find(|flags| flags.words() == (negated, value, set))?;
             (Match::Flags(flags), rest)
         }
         ("set", "--match-set", negated) => {

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 
 use super::{
-    FORWARD_CHAIN, Frame, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset, Set, Side, Target,
+    FORWARD_CHAIN, Frame, Hook, INPUT_CHAIN, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset, Set,
+    Side, Target,
 };
 use crate::net::{Family, IfPattern, PortRange};
 
@@ -67,8 +68,10 @@ impl Match {
             }
             Self::Tcp => add(&["-p", "tcp"]),
             Self::Flags(flags) => {
-                let (asked, set) = flags.words();
-                add(&["-m", "tcp", "--tcp-flags", asked, set]);
+                let (negated, asked, set) = flags.words();
+                add(&["-m", "tcp"]);
+                add(not(&negated));
+                add(&["--tcp-flags", asked, set]);
             }
             Self::Ports { side, ports } => {
                 let (extension, option) = match (ports.len(), side) {
@@ -384,6 +387,9 @@ fn purpose(chain: &str) -> Option<String> {
             "the seal: what is marked leaves towards its appliance or not at all".to_owned(),
         );
     }
+    if chain == INPUT_CHAIN {
+        return Some("what is delivered to the router itself goes to no appliance".to_owned());
+    }
     let (kind, what) = match chain.strip_prefix(PREFIX)?.split_once('-') {
         Some((kind, what)) => (kind, what),
         None => (chain.strip_prefix(PREFIX)?, ""),
@@ -394,8 +400,14 @@ fn purpose(chain: &str) -> Option<String> {
         "for" => format!("whether it is for redirect {what}, at a closer look"),
         "on" => format!("what redirect {what} takes"),
         "ct" => format!("connections of redirect {what}"),
-        "marked" => "what no redirect took: it goes on as its connection does".to_owned(),
+        "marked" => "what comes in elsewhere: it goes on as its connection does".to_owned(),
+        "unknown" => "what has no connection: the last of these that takes it has it".to_owned(),
+        "new" => "what no client sent and no connection is known of".to_owned(),
+        "pick" => format!("answers to clients of redirect {what}, first seen in mid-stream"),
+        "opened" => "sessions that servers open".to_owned(),
+        "alone" => "their connections go on as they are".to_owned(),
         "invalid" => "answers of servers that fit no connection".to_owned(),
+        "router" => "the router's own sessions: unmarked, and left alone from now on".to_owned(),
         "to" => format!("what is sent to appliance {what}"),
         "seal" => format!("what bears the mark of appliance {what}"),
         _ => return None,

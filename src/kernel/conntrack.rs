@@ -69,6 +69,15 @@ impl Connection {
     pub fn is_established_tcp(&self) -> bool {
         self.protocol == TCP && self.tcp_state == Some(ESTABLISHED) && self.status & SEEN_REPLY != 0
     }
+
+    /// Who opened it and whom it was opened to, with their ports.
+    #[must_use]
+    pub fn ends(&self) -> [(IpAddr, u16); 2] {
+        [
+            (self.source, self.source_port),
+            (self.destination, self.destination_port),
+        ]
+    }
 }
 
 /// The way to the kernel's list of connections.

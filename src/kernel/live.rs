@@ -12,7 +12,7 @@ use crate::policy::Policy;
 use crate::render::status::{
     ApplianceNumbers, NextHop, Numbers, RedirectNumbers, Traffic, comments,
 };
-use crate::rules::seal_comment;
+use crate::rules::{seal_comment, sent_comment};
 
 /// Reads all numbers of `policy`, which is in force.
 ///
@@ -31,8 +31,8 @@ pub fn numbers(
         let (clients, appliance) = comments(redirect);
         numbers.redirects.push(RedirectNumbers {
             redirect: redirect.name.to_string(),
-            from_clients: of(&clients),
-            from_appliance: appliance.map(|comment| of(&comment)),
+            taken: of(&clients).packets,
+            dialled: appliance.map(|comment| of(&comment).packets),
             connections: connections
                 .as_ref()
                 .map(|counted| counted.get(index).cloned().unwrap_or_default()),
@@ -58,6 +58,7 @@ pub fn numbers(
             });
         numbers.appliances.push(ApplianceNumbers {
             appliance: appliance.name.to_string(),
+            sent: of(&sent_comment(appliance)),
             sealed: of(&seal_comment(appliance)),
             next_hops: next_hops.collect(),
         });

@@ -316,7 +316,7 @@ mod tests {
         for (rp_filter, backend) in [("loose", "nftables"), ("off", "iptables"), ("off", "auto")] {
             // iptables-nft makes its tables and chains at their first use, and leaves them.
             for command in ["iptables-nft", "ip6tables-nft"] {
-                for chain in ["PREROUTING", "FORWARD"] {
+                for chain in ["PREROUTING", "INPUT", "FORWARD"] {
                     let rule = format!("-t mangle -A {chain} -j ACCEPT");
                     let back = rule.replace("-A", "-D");
                     shell(&format!("{command} {rule} && {command} {back}"));

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::conntrack::{Connection, Conntrack};
+use super::conntrack::Conntrack;
 use super::route::{Neighbour, Question};
 use super::router::Router;
 use super::{KernelError, files, process};
@@ -19,6 +19,7 @@ use crate::check::surroundings::{OPEN_SESSIONS, Surroundings, Unseen, concerns};
 use crate::net::{Action, Family, RouteProtocol, TableId};
 use crate::observation::Observed;
 use crate::policy::Policy;
+use crate::rules::Model;
 
 /// Rulesets of tens of thousands of rules take seconds to print.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,7 +61,11 @@ pub fn gather(
     });
     // Nothing of a policy in force is yet to be cut; and there may be a million connections.
     if !in_force {
-        let counted = noted(&mut found.unseen, OPEN_SESSIONS, open_sessions(policy));
+        let counted = noted(
+            &mut found.unseen,
+            OPEN_SESSIONS,
+            open_sessions(policy, observed),
+        );
         found.open_sessions = counted.flatten();
     }
     found
@@ -312,26 +317,20 @@ fn output(program: &str, arguments: &[&str]) -> Result<String, KernelError> {
     }
 }
 
-/// By redirect: established sessions that it would take and that do not bear its mark.
-/// `None` where no connection at all is tracked.
-fn open_sessions(policy: &Policy) -> Result<Option<BTreeMap<usize, u64>>, KernelError> {
+/// By redirect: established sessions that it would cut. `None` where no connection at all is
+/// tracked.
+fn open_sessions(
+    policy: &Policy,
+    observed: &Observed,
+) -> Result<Option<BTreeMap<usize, u64>>, KernelError> {
+    let model = Model::new(policy);
     let mut tracked = false;
     let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
-    let takes = |connection: &Connection| {
-        policy.redirects.iter().position(|redirect| {
-            let bears = policy
-                .appliance_of(redirect)
-                .is_some_and(|appliance| appliance.mark.is_borne_by(connection.mark));
-            !bears
-                && redirect.servers.contains(connection.destination)
-                && redirect.ports.contains(connection.destination_port)
-                && !redirect.except_clients.contains(connection.source)
-        })
-    };
     Conntrack::open()?.count(None, |connection| {
         tracked = true;
         if connection.is_established_tcp()
-            && let Some(index) = takes(connection)
+            && !observed.is_own(connection.destination)
+            && let Some(index) = model.cuts(connection.ends(), connection.mark)
         {
             *counts.entry(index).or_default() += 1;
         }

@@ -417,7 +417,8 @@ mod tests {
             .get_mut(&Family::V4)
             .unwrap();
         found.ours = rendered.rulesets[&Family::V4].clone();
-        found.frame = Frame::default().with(["FORWARD", "PREROUTING", "INPUT"].map(str::to_owned));
+        found.frame =
+            Frame::default().with(["FORWARD", "INPUT", "PREROUTING", "OUTPUT"].map(str::to_owned));
         observed.nftables = None;
         let (back, _) = super::changes(&nftables, &observed, &ledger).unwrap();
         let [
@@ -430,7 +431,7 @@ mod tests {
         };
         assert!(to.is_empty());
         // Somebody else's chain holds the table.
-        assert_eq!(*frame, Frame::default().with(["INPUT".to_owned()]));
+        assert_eq!(*frame, Frame::default().with(["OUTPUT".to_owned()]));
         let (unknown, _) = super::changes(&nftables, &observed, &Ledger::default()).unwrap();
         assert_eq!(unknown.len(), 2, "what we did not make stays");
     }

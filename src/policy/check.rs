@@ -887,13 +887,21 @@ fn chained(known: &[Known<'_>], raw: &Raw, reader: &mut Reader<'_>) {
             ) else {
                 continue;
             };
+            let dials_as_client = first.raw.snat.good().is_some_and(|snat| snat.value);
+            // What the second sends back to a client's address goes to the client, and not to
+            // the first, which dialled with it.
+            let (code, outcome) = if dials_as_client {
+                (Code::Overlap, "is recorded by it, and would go on")
+            } else {
+                (Code::Chained, "goes on")
+            };
             let diagnostic = reader
                 .diagnostic(
-                    Code::Chained,
+                    code,
                     field.span,
                     field.key.as_str(),
                     format!(
-                        "what appliance `{}` sends from `{}` to {network}, port {ports}, goes on to appliance `{}`",
+                        "what appliance `{}` sends from `{}` to {network}, port {ports}, {outcome} to appliance `{}`",
                         sender.typed, interface.value, recorder.typed
                     ),
                 )

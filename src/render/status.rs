@@ -27,11 +27,12 @@ pub struct Traffic {
 pub struct RedirectNumbers {
     /// Its name.
     pub redirect: String,
-    /// What clients sent, towards the appliance.
-    pub from_clients: Traffic,
-    /// What the appliance sent to servers with clients' addresses; none without `snat`.
+    /// Sessions that it took.
+    pub taken: u64,
+    /// Connections to servers that the appliance opened for them with clients' addresses, and
+    /// with ports of its own; none without `snat`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub from_appliance: Option<Traffic>,
+    pub dialled: Option<u64>,
     /// Tracked TCP connections that are open and bear an appliance's mark, by appliance: one keeps
     /// that which it began with. With `snat` those that the appliance opened itself are among
     /// them, unless it uses the client's port, too. None: they could not be counted.
@@ -43,6 +44,8 @@ pub struct RedirectNumbers {
 pub struct ApplianceNumbers {
     /// Its name.
     pub appliance: String,
+    /// What went to it, from clients and servers.
+    pub sent: Traffic,
     /// Packets that would have passed it by and were refused.
     pub sealed: Traffic,
     /// Its addresses as neighbours.
@@ -117,18 +120,20 @@ pub fn picture(
             continue;
         };
         let earlier = before.and_then(|(numbers, ago)| Some((numbers.redirects.get(index)?, ago)));
-        let line = |what: &str, now: Traffic, then: Option<(Traffic, Duration)>| {
-            let rate = then.map_or_else(String::new, |(then, ago)| rate(now, then, ago));
-            format!("  {what:<20} {}{rate}\n", traffic(now))
+        let line = |what: &str, now: u64, then: Option<(u64, Duration)>| {
+            let rate = then.map_or_else(String::new, |(then, ago)| {
+                format!("  {:>8}/s", a_second(now, then, ago))
+            });
+            format!("  {what:<20} {now:>10}{rate}\n")
         };
         text.push_str(&line(
-            "from clients",
-            found.from_clients,
-            earlier.map(|(then, ago)| (then.from_clients, ago)),
+            "sessions taken",
+            found.taken,
+            earlier.map(|(then, ago)| (then.taken, ago)),
         ));
-        if let Some(now) = found.from_appliance {
-            let then = earlier.and_then(|(then, ago)| Some((then.from_appliance?, ago)));
-            text.push_str(&line("from the appliance", now, then));
+        if let Some(now) = found.dialled {
+            let then = earlier.and_then(|(then, ago)| Some((then.dialled?, ago)));
+            text.push_str(&line("dialled on", now, then));
         }
         let connections = found.connections.as_ref().map_or_else(
             || "not known".to_owned(),
@@ -153,10 +158,14 @@ pub fn picture(
                 paint(colour, style, state)
             );
         }
-        let then =
-            before.and_then(|(numbers, ago)| Some((numbers.appliances.get(index)?.sealed, ago)));
-        let rate = then.map_or_else(String::new, |(then, ago)| rate(found.sealed, then, ago));
-        let line = format!("{}{rate}", traffic(found.sealed));
+        let earlier = before.and_then(|(numbers, ago)| Some((numbers.appliances.get(index)?, ago)));
+        let line = |now: Traffic, then: Option<(Traffic, Duration)>| {
+            let rate = then.map_or_else(String::new, |(then, ago)| rate(now, then, ago));
+            format!("{}{rate}", traffic(now))
+        };
+        let sent = line(found.sent, earlier.map(|(then, ago)| (then.sent, ago)));
+        _ = writeln!(text, "  {:<20} {sent}", "sent to it");
+        let line = line(found.sealed, earlier.map(|(then, ago)| (then.sealed, ago)));
         let style = if found.sealed.packets == 0 {
             Style::Dim
         } else {
@@ -300,16 +309,17 @@ fn bytes(bytes: u64) -> String {
 
 /// A second's worth of what came since; counters that were set back count from 0.
 fn rate(now: Traffic, then: Traffic, ago: Duration) -> String {
-    let milliseconds = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).max(1);
-    let a_second = |now: u64, then: u64| {
-        let since = now.checked_sub(then).unwrap_or(now);
-        since.saturating_mul(1000) / milliseconds
-    };
     format!(
         "  {:>8} packets/s  {:>10}/s",
-        a_second(now.packets, then.packets),
-        bytes(a_second(now.bytes, then.bytes))
+        a_second(now.packets, then.packets, ago),
+        bytes(a_second(now.bytes, then.bytes, ago))
     )
+}
+
+fn a_second(now: u64, then: u64, ago: Duration) -> u64 {
+    let milliseconds = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).max(1);
+    let since = now.checked_sub(then).unwrap_or(now);
+    since.saturating_mul(1000) / milliseconds
 }
 
 /// What is not a number of the kernel's.
@@ -393,31 +403,20 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
             })
             .collect(),
     );
-    for (name, help, of) in [
-        (
-            "redirect_packets_total",
-            "Packets that a redirect took, by who sent them.",
-            (|traffic| traffic.packets) as fn(Traffic) -> u64,
-        ),
-        (
-            "redirect_bytes_total",
-            "Bytes of these packets, IP headers included.",
-            |traffic| traffic.bytes,
-        ),
-    ] {
-        let mut samples = Vec::new();
-        for found in &numbers.redirects {
-            let mut sample = |from: &str, traffic: Traffic| {
-                let labels = label(&[("redirect", &found.redirect), ("from", from)]);
-                samples.push((labels, of(traffic)));
-            };
-            sample("clients", found.from_clients);
-            if let Some(traffic) = found.from_appliance {
-                sample("appliance", traffic);
-            }
-        }
-        metric(name, "counter", help, samples);
-    }
+    let sessions = numbers.redirects.iter().flat_map(|found| {
+        let sample = |from, count| {
+            let labels = label(&[("redirect", &found.redirect), ("from", from)]);
+            (labels, count)
+        };
+        let dialled = found.dialled.map(|count| sample("appliance", count));
+        [sample("clients", found.taken)].into_iter().chain(dialled)
+    });
+    metric(
+        "redirect_sessions_total",
+        "counter",
+        "Sessions that a redirect took, by who opened the connection.",
+        sessions.collect(),
+    );
     let connections = numbers.redirects.iter().flat_map(|found| {
         found
             .connections
@@ -436,20 +435,30 @@ pub fn prometheus(state: State<'_>, numbers: &Numbers) -> String {
     );
     for (name, help, of) in [
         (
+            "redirect_sent_packets_total",
+            "Packets that went to the appliance.",
+            (|found| found.sent.packets) as fn(&ApplianceNumbers) -> u64,
+        ),
+        (
+            "redirect_sent_bytes_total",
+            "Bytes of these packets, IP headers included.",
+            |found| found.sent.bytes,
+        ),
+        (
             "redirect_sealed_packets_total",
             "Packets that would have passed the appliance by, and were refused.",
-            (|traffic| traffic.packets) as fn(Traffic) -> u64,
+            |found| found.sealed.packets,
         ),
         (
             "redirect_sealed_bytes_total",
             "Bytes of these packets.",
-            |traffic| traffic.bytes,
+            |found| found.sealed.bytes,
         ),
     ] {
         let samples = numbers
             .appliances
             .iter()
-            .map(|found| (label(&[("appliance", &found.appliance)]), of(found.sealed)));
+            .map(|found| (label(&[("appliance", &found.appliance)]), of(found)));
         metric(name, "counter", help, samples.collect());
     }
     let hops = numbers.appliances.iter().flat_map(|found| {
@@ -526,12 +535,13 @@ mod tests {
         Numbers {
             redirects: vec![RedirectNumbers {
                 redirect: "rdp".to_owned(),
-                from_clients: some(packets),
-                from_appliance: Some(some(packets / 2)),
+                taken: packets / 10,
+                dialled: Some(packets / 20),
                 connections: Some([("scb".to_owned(), 2), ("old".to_owned(), 1)].into()),
             }],
             appliances: vec![ApplianceNumbers {
                 appliance: "scb".to_owned(),
+                sent: some(packets),
                 sealed: some(3),
                 next_hops: vec![
                     NextHop {
@@ -596,13 +606,14 @@ redirect `rdp`
   clients on eth0, ppp* ──► scb on sps0 ──► 10.20.0.0/24, 10.21.0.0/24, fd00:20::/64 and 1 more port 3389, 5900-5910
   legs, IPv4           1 ok   2 ASTRAY   3 not asked   4 not asked
     leg 2, appliance to server, in on eth0: wanted dev eth1, the kernel says dev eth2 (leg-astray)
-  from clients               2000 packets      3.0 MB       500 packets/s    750.0 kB/s
-  from the appliance         1000 packets      1.5 MB       250 packets/s    375.0 kB/s
+  sessions taken              200        50/s
+  dialled on                  100        25/s
   connections                   2 open, 1 still through old
 
 appliance `scb`
   next hop             10.30.0.2 dev sps0: reachable
   next hop             fd00:30::2 dev sps0: not asked lately
+  sent to it                 2000 packets      3.0 MB       500 packets/s    750.0 kB/s
   sealed off                    3 packets      4.5 kB         0 packets/s         0 B/s
 "
         );
@@ -617,13 +628,14 @@ appliance `scb`
             troubles: &[],
             sessions: &[session()],
         };
-        let text = prometheus(state, &numbers(2));
+        let text = prometheus(state, &numbers(20));
         for line in [
             "redirect_policy_info{digest=\"ab12\"} 1",
             "redirect_in_sync 0",
             "redirect_drift_objects 2",
-            "redirect_packets_total{redirect=\"rdp\",from=\"clients\"} 2",
-            "redirect_bytes_total{redirect=\"rdp\",from=\"appliance\"} 1500",
+            "redirect_sessions_total{redirect=\"rdp\",from=\"clients\"} 2",
+            "redirect_sessions_total{redirect=\"rdp\",from=\"appliance\"} 1",
+            "redirect_sent_bytes_total{appliance=\"scb\"} 30000",
             "redirect_troubles 0",
             "redirect_leg_ok{redirect=\"rdp\",family=\"ipv4\",leg=\"1\"} 1",
             "redirect_leg_ok{redirect=\"rdp\",family=\"ipv4\",leg=\"2\"} 0",

@@ -1,15 +1,22 @@
 //! The packet rules as iptables chains.
 //!
 //! ```text
-//! PREROUTING ── scb-redirect ── input interface ──┬─ in-eth0 ── servers, ports ── on-rdp ── to-scb
-//!                                                 ├─ in-sps0 (from the appliance)
-//!                                                 └─ marked ── connection mark ── to-scb
+//! PREROUTING ── scb-redirect ── input interface ──┬─ in-eth0 ──┐
+//!                                                 ├─ in-sps0 ──┤ (from the appliance)
+//!                                                 └─ marked ───┴─ connection mark ── to-scb
+//!                   else, in-eth0 ── servers, ports ── on-rdp ── to-scb
+//!                   else ── new
 //! FORWARD ── scb-redirect-seal ── packet or connection marked ── seal-scb
+//! INPUT ── scb-redirect-input ── packet or connection marked ── router
 //! ```
 //!
-//! From chain to chain it goes by `-g` and never back, for a packet that one redirect
-//! took is not for another. Where a redirect must look closer before it takes a packet, the
-//! rest of the interface's rules stand in a chain of their own, to which both ways lead.
+//! From chain to chain it goes by `-g`, and not back, for a packet that one redirect took is
+//! not for another. Where a redirect must look closer before it takes a packet, it does so
+//! in a chain that is jumped to and comes back, and the connection's mark tells whether it took it.
+//! What has no connection is tried in a chain of its own, where each redirect's rules overrule those
+//! before them. (A chain for the rest of the way, to which all who do not take the
+//! packet lead, would be shorter to tell; but `nf_tables` follows every way through the
+//! chains when it checks them, at most 16 deep and, since Linux 6.18, 65536 jumps in all.)
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,15 +24,15 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use super::{Leg, Model, patterns, seal_comment};
+use super::{Leg, Model, patterns, seal_comment, sent_comment, unknown_comment};
 use crate::iptables::{
-    CHAIN_NAME_MAX, FORWARD_CHAIN, Flags, Hook, Match, PREFIX, PREROUTING_CHAIN, Rule, Ruleset,
-    SET_NAME_MAX, Set, Side, State, Target,
+    CHAIN_NAME_MAX, FORWARD_CHAIN, Flags, Hook, INPUT_CHAIN, Match, PREFIX, PREROUTING_CHAIN, Rule,
+    Ruleset, SET_NAME_MAX, Set, Side, State, Target,
 };
 use crate::net::{Family, IfName, IfPattern, Mark, Networks, PortRange, Range};
 use crate::policy::{Appliance, Established, Policy, Redirect};
 
-/// Where packets go that no redirect took: what is marked stays so.
+/// Where packets go that come in elsewhere: what is marked stays so.
 const MARKED_CHAIN: &str = "scb-redirect-marked";
 /// More prefixes than these go into a set.
 const HANDFUL: usize = 5;
@@ -103,6 +110,8 @@ pub fn render(policy: &Policy, with_sets: bool) -> Result<Rendered, Unsayable> {
             chains: BTreeMap::new(),
             towards: BTreeMap::new(),
             takers: BTreeMap::new(),
+            closer: BTreeMap::new(),
+            new: BTreeMap::new(),
             sets: BTreeMap::new(),
             warnings: BTreeMap::new(),
         };
@@ -137,6 +146,14 @@ enum Exceptions {
     One(IpNet),
     Set(String),
     Chain(Vec<IpNet>),
+}
+
+/// A redirect that may take a packet.
+struct Taking<'p> {
+    index: usize,
+    redirect: &'p Redirect,
+    appliance: &'p Appliance,
+    lookout: Lookout,
 }
 
 /// How a redirect's servers and excepted clients are told.
@@ -187,8 +204,13 @@ struct Renderer<'p> {
     chains: BTreeMap<String, Vec<Rule>>,
     /// The chain that marks packets for each appliance.
     towards: BTreeMap<usize, String>,
-    /// The chain that takes a packet for a redirect, by the appliances it may be from.
-    takers: BTreeMap<(usize, Vec<usize>), String>,
+    /// The chain that takes a packet for a redirect.
+    takers: BTreeMap<usize, String>,
+    /// The chain that looks closer, by redirect and where it leads.
+    closer: BTreeMap<(usize, String), String>,
+    /// The chain that looks at what no client sent and no connection is known of, by the
+    /// appliances it may be from; none where there is nothing to look for.
+    new: BTreeMap<Vec<usize>, Option<String>>,
     sets: BTreeMap<String, Set>,
     /// By redirect, so that each is said once.
     warnings: BTreeMap<usize, Warning>,
@@ -198,7 +220,7 @@ impl<'p> Renderer<'p> {
     fn build(&mut self) -> Vec<Hook> {
         for (index, appliance) in self.model.appliances() {
             let chain = self.reserve("to", appliance.name.as_str());
-            let comment = Match::Comment(format!("{}: sent to the appliance", appliance.name));
+            let comment = Match::Comment(sent_comment(appliance));
             let mark = Rule::new(vec![comment], Target::SetPacketMark(appliance.mark));
             self.chains.insert(chain.clone(), vec![mark]);
             self.towards.insert(index, chain);
@@ -208,7 +230,11 @@ impl<'p> Renderer<'p> {
             self.seal();
             hooks.push(hook("FORWARD", FORWARD_CHAIN));
         }
-        let marked = self.rest(&[]);
+        self.input_hook();
+        hooks.push(hook("INPUT", INPUT_CHAIN));
+        let mut marked = self.settled(&[]);
+        let new = self.new_or_invalid("", &[], |_| false);
+        marked.extend(new.map(new_or_invalid));
         self.chains.insert(MARKED_CHAIN.to_owned(), marked);
         self.prerouting();
         hooks.push(hook("PREROUTING", PREROUTING_CHAIN));
@@ -297,11 +323,11 @@ impl<'p> Renderer<'p> {
         self.rules_for(chain.to_owned(), rules, pattern, &wholly);
     }
 
-    /// Rules 0 to 4, after `rules`, for packets that came in so and are from the appliances
+    /// Rules 0 to 4b, after `rules`, for packets that came in so and are from the appliances
     /// `from`.
     fn rules_for(
         &mut self,
-        mut chain: String,
+        chain: String,
         mut rules: Vec<Rule>,
         pattern: &IfPattern,
         from: &[usize],
@@ -313,273 +339,384 @@ impl<'p> Renderer<'p> {
             };
             rules.push(Rule::new(Vec::new(), Target::SetPacketMark(none)));
         }
+        rules.extend(self.settled(from));
+        let mut dialled = BTreeMap::new();
         for (index, redirect, appliance) in self.redirects() {
             if redirect.snat && from.contains(&redirect.appliance) {
-                rules.extend(self.mark_connections(index, redirect, appliance, Leg::Appliance));
+                rules.extend(self.dialled(index, redirect, appliance));
+                dialled.insert(redirect.appliance, appliance.mark);
             }
         }
-        for (index, redirect, appliance) in self.redirects() {
-            if from.contains(&redirect.appliance) {
-                continue;
-            }
-            if means(&redirect.client_interfaces, pattern) {
-                let (taking, next) = self.take(index, redirect, appliance, pattern, from);
-                rules.extend(taking);
-                if let Some(next) = next {
-                    rules.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
-                    self.chains.insert(chain, rules);
-                    (chain, rules) = (next, Vec::new());
-                }
-            }
-            if redirect.snat && means(&redirect.server_interfaces, pattern) {
-                rules.extend(self.mark_connections(index, redirect, appliance, Leg::Servers));
+        rules.extend(dialled.into_values().map(|mark| {
+            let done = vec![Match::ConnectionMark(mark)];
+            Rule::new(done, Target::Return)
+        }));
+        let picks_up =
+            |redirect: &Redirect| redirect.snat && means(&redirect.server_interfaces, pattern);
+        let new = self.new_or_invalid(plain(pattern), from, picks_up);
+        let takers: Vec<_> = self
+            .others(from)
+            .into_iter()
+            .filter(|(_, redirect, _)| means(&redirect.client_interfaces, pattern))
+            .map(|(index, redirect, appliance)| Taking {
+                index,
+                redirect,
+                appliance,
+                lookout: self.lookout(index, redirect),
+            })
+            .filter(|taking| !matches!(taking.lookout.exceptions, Exceptions::All))
+            .collect();
+        if self.policy.options.established == Established::Keep && !takers.is_empty() {
+            let goes_on = vec![Match::Connection(State::Known)];
+            rules.push(Rule::new(goes_on, Target::Return));
+            let in_mid_stream = vec![
+                Match::Tcp,
+                Match::Flags(Flags::NoPureSyn),
+                Match::Connection(State::New),
+            ];
+            let on = new.clone().map_or(Target::Return, Target::Goto);
+            rules.push(Rule::new(in_mid_stream, on));
+        }
+        if takers.iter().any(|taking| taking.lookout.is_closer()) {
+            let unknown = vec![Match::Connection(State::Unknown)];
+            let chain = self.unknown(plain(pattern), from, &takers);
+            rules.push(Rule::new(unknown, Target::Goto(chain)));
+        }
+        for taking in &takers {
+            let taker = self.taker(taking);
+            rules.extend(self.lead(Side::Destination, taking, &taker, Target::Goto));
+            if taking.lookout.is_closer() {
+                let done = vec![Match::ConnectionMark(taking.appliance.mark)];
+                rules.push(Rule::new(done, Target::Return));
             }
         }
-        if from.is_empty() {
-            rules.push(Rule::new(Vec::new(), Target::Goto(MARKED_CHAIN.to_owned())));
-        } else {
-            rules.extend(self.rest(from));
-        }
+        rules.extend(new.map(new_or_invalid));
         self.chains.insert(chain, rules);
     }
 
-    /// Rule 1: the rules that lead to the chain that takes a packet, and the chain in which
-    /// it goes on with packets that are not taken at a closer look.
-    fn take(
-        &mut self,
-        index: usize,
-        redirect: &'p Redirect,
-        appliance: &'p Appliance,
-        pattern: &IfPattern,
-        from: &[usize],
-    ) -> (Vec<Rule>, Option<String>) {
-        let lookout = self.lookout(index, redirect);
-        if matches!(lookout.exceptions, Exceptions::All) {
-            return (Vec::new(), None);
-        }
-        let keep = self.policy.options.established == Established::Keep;
-        let next = (lookout.is_closer() || keep).then(|| self.reserve("in", plain(pattern)));
-        let taker = if keep {
-            let taker = self.reserve("on", redirect.name.as_str());
-            let rules = self.taker(redirect, appliance, from, next.as_ref());
-            self.chains.insert(taker.clone(), rules);
-            taker
-        } else if let Some(taker) = self.takers.get(&(index, from.to_vec())) {
-            taker.clone()
-        } else {
-            let taker = self.reserve("on", redirect.name.as_str());
-            let rules = self.taker(redirect, appliance, from, None);
-            self.chains.insert(taker.clone(), rules);
-            self.takers.insert((index, from.to_vec()), taker.clone());
-            taker
-        };
-        let rules = self.lead(
-            Side::Destination,
-            redirect,
-            &lookout,
-            &taker,
-            next.as_deref(),
-        );
-        (rules, next)
+    /// Rules 4 and 4b for what is from the appliances `from`.
+    fn settled(&self, from: &[usize]) -> Vec<Rule> {
+        let mut rules: Vec<_> = self
+            .model
+            .appliances()
+            .filter_map(|(index, appliance)| {
+                let target = if from.contains(&index) {
+                    Target::Return
+                } else {
+                    Target::Goto(self.towards.get(&index)?.clone())
+                };
+                let marked = Match::ConnectionMark(appliance.mark);
+                Some(Rule::new(vec![marked], target))
+            })
+            .collect();
+        rules.extend(self.model.left_alone().map(|mark| {
+            let goes_on = vec![
+                Match::Tcp,
+                Match::Flags(Flags::NoPureSyn),
+                Match::ConnectionMark(mark),
+            ];
+            Rule::new(goes_on, Target::Return)
+        }));
+        rules
     }
 
-    /// The rules that lead to the chain `to` what goes to the servers of `redirect`, or comes
-    /// from them; where they look closer, what does not match after all goes on in `next`.
+    /// The rules that lead to the chain `to` what goes to the servers of a redirect, or comes from
+    /// them; those that do not look closer, so as `directly` says.
     fn lead(
         &mut self,
         side: Side,
-        redirect: &Redirect,
-        lookout: &Lookout,
+        taking: &Taking<'p>,
         to: &str,
-        next: Option<&str>,
+        directly: impl Fn(String) -> Target,
     ) -> Vec<Rule> {
-        let goto = |tests, chain: &str| Rule::new(tests, Target::Goto(chain.to_owned()));
+        let (redirect, lookout) = (taking.redirect, &taking.lookout);
         let clients = match side {
             Side::Source => Side::Destination,
             Side::Destination => Side::Source,
         };
-        let head = match next {
-            Some(next) if lookout.is_closer() => {
-                let singly = lookout.exceptions.singly().iter();
-                let mut rules: Vec<_> = singly
-                    .map(|client| goto(vec![is(clients, *client)], next))
-                    .collect();
-                if let Servers::Chain(networks) = &lookout.servers {
-                    let networks = networks.iter();
-                    rules.extend(networks.map(|server| goto(vec![is(side, *server)], to)));
-                    rules.push(goto(Vec::new(), next));
-                } else {
-                    rules.push(goto(Vec::new(), to));
-                }
-                let head = self.reserve("for", redirect.name.as_str());
-                self.chains.insert(head.clone(), rules);
-                head
-            }
-            _ => to.to_owned(),
+        let target = if lookout.is_closer() {
+            Target::Jump(self.closer(side, taking, to))
+        } else {
+            directly(to.to_owned())
         };
         tests(side, redirect, &lookout.servers)
             .into_iter()
             .map(|mut tests| {
                 tests.extend(lookout.exceptions.test(clients));
-                goto(tests, &head)
-            })
-            .collect()
-    }
-
-    /// Rules 4 and 4a, the end of the way of packets that are from the appliances `from`.
-    fn rest(&mut self, from: &[usize]) -> Vec<Rule> {
-        let mut rules = self.by_connection_mark(from);
-        let concerned: Vec<_> = self
-            .redirects()
-            .into_iter()
-            .filter(|(_, redirect, _)| redirect.snat && !from.contains(&redirect.appliance))
-            .collect();
-        if concerned.is_empty() {
-            return rules;
-        }
-        let mut chain = self.reserve("invalid", "");
-        rules.push(Rule::new(
-            vec![
-                Match::Tcp,
-                Match::Flags(Flags::NeitherSynNorRst),
-                Match::Connection(State::Invalid),
-            ],
-            Target::Goto(chain.clone()),
-        ));
-        let mut own = Vec::new();
-        for (index, redirect, _) in concerned {
-            let lookout = self.lookout(index, redirect);
-            let Some(to) = self.towards.get(&redirect.appliance).cloned() else {
-                continue;
-            };
-            if matches!(lookout.exceptions, Exceptions::All) {
-                continue;
-            }
-            let next = lookout.is_closer().then(|| self.reserve("invalid", ""));
-            own.extend(self.lead(Side::Source, redirect, &lookout, &to, next.as_deref()));
-            if let Some(next) = next {
-                own.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
-                self.chains.insert(chain, own);
-                (chain, own) = (next, Vec::new());
-            }
-        }
-        self.chains.insert(chain, own);
-        rules
-    }
-
-    /// What takes a packet for `redirect` that is from the appliances `from`; if it does
-    /// not take it, it goes on in `next`.
-    fn taker(
-        &self,
-        redirect: &Redirect,
-        appliance: &Appliance,
-        from: &[usize],
-        next: Option<&String>,
-    ) -> Vec<Rule> {
-        let mut not = from.to_vec();
-        not.push(redirect.appliance);
-        let mut rules = self.by_connection_mark(&not);
-        let comment = Match::Comment(Leg::Clients.comment(redirect));
-        let set = Target::SetConnectionMark(appliance.mark);
-        let send = self
-            .towards
-            .get(&redirect.appliance)
-            .map_or(Target::Return, |chain| Target::Goto(chain.clone()));
-        match next {
-            // `established = "keep"`, the only reason not to take it.
-            Some(next) if self.policy.options.established == Established::Keep => {
-                let begins = vec![
-                    Match::Tcp,
-                    Match::Flags(Flags::PureSyn),
-                    Match::Connection(State::New),
-                ];
-                rules.push(Rule::new(begins, set));
-                // What bore the mark before, and what bears it since the line above; and what
-                // has no connection, for it has none to go on with, either.
-                for taken in [
-                    Match::ConnectionMark(appliance.mark),
-                    Match::Connection(State::Unknown),
-                ] {
-                    rules.push(Rule::new(vec![taken, comment.clone()], send.clone()));
-                }
-                rules.push(Rule::new(Vec::new(), Target::Goto(next.clone())));
-            }
-            _ => {
-                rules.push(Rule::new(vec![comment], set));
-                rules.push(Rule::new(Vec::new(), send));
-            }
-        }
-        rules
-    }
-
-    /// Rules 2 and 3: connections marked, and on with the next rule.
-    fn mark_connections(
-        &mut self,
-        index: usize,
-        redirect: &'p Redirect,
-        appliance: &'p Appliance,
-        leg: Leg,
-    ) -> Vec<Rule> {
-        let mut lookout = self.lookout(index, redirect);
-        let side = match leg {
-            Leg::Servers => Side::Source,
-            Leg::Appliance | Leg::Clients => {
-                // Excepted clients never come to the appliance.
-                lookout.exceptions = Exceptions::None;
-                Side::Destination
-            }
-        };
-        if matches!(lookout.exceptions, Exceptions::All) {
-            return Vec::new();
-        }
-        let closer = lookout.is_closer();
-        let Lookout {
-            servers,
-            exceptions,
-        } = lookout;
-        let comment = Match::Comment(leg.comment(redirect));
-        let set = Target::SetConnectionMark(appliance.mark);
-        let target = if closer {
-            let mut rules: Vec<_> = exceptions
-                .singly()
-                .iter()
-                .map(|client| Rule::new(vec![is(Side::Destination, *client)], Target::Return))
-                .collect();
-            match &servers {
-                Servers::Chain(networks) => rules.extend(networks.iter().map(|server| {
-                    Rule::new(vec![is(side, *server), comment.clone()], set.clone())
-                })),
-                _ => rules.push(Rule::new(vec![comment.clone()], set)),
-            }
-            let chain = self.reserve("ct", redirect.name.as_str());
-            self.chains.insert(chain.clone(), rules);
-            Target::Jump(chain)
-        } else {
-            set
-        };
-        tests(side, redirect, &servers)
-            .into_iter()
-            .map(|mut tests| {
-                tests.extend(exceptions.test(Side::Destination));
-                tests.extend((leg == Leg::Servers).then_some(Match::Connection(State::New)));
-                tests.extend((!closer).then(|| comment.clone()));
                 Rule::new(tests, target.clone())
             })
             .collect()
     }
 
-    /// Rule 4: sends on what bears the mark of an appliance, but of none of these.
-    fn by_connection_mark(&self, not: &[usize]) -> Vec<Rule> {
-        self.model
-            .appliances()
-            .filter(|(index, _)| !not.contains(index))
-            .filter_map(|(index, appliance)| {
-                Some(Rule::new(
-                    vec![Match::ConnectionMark(appliance.mark)],
-                    Target::Goto(self.towards.get(&index)?.clone()),
-                ))
-            })
+    /// The chain that looks at servers and clients one by one.
+    fn closer(&mut self, side: Side, taking: &Taking<'p>, to: &str) -> String {
+        let (redirect, lookout) = (taking.redirect, &taking.lookout);
+        let key = (taking.index, to.to_owned());
+        if let Some(chain) = self.closer.get(&key) {
+            return chain.clone();
+        }
+        let clients = match side {
+            Side::Source => Side::Destination,
+            Side::Destination => Side::Source,
+        };
+        let singly = lookout.exceptions.singly().iter();
+        let mut rules: Vec<_> = singly
+            .map(|client| Rule::new(vec![is(clients, *client)], Target::Return))
+            .collect();
+        let goto = |tests| Rule::new(tests, Target::Goto(to.to_owned()));
+        match &lookout.servers {
+            Servers::Chain(networks) => {
+                rules.extend(networks.iter().map(|server| goto(vec![is(side, *server)])));
+            }
+            _ => rules.push(goto(Vec::new())),
+        }
+        let chain = self.reserve("for", redirect.name.as_str());
+        self.chains.insert(chain.clone(), rules);
+        self.closer.insert(key, chain.clone());
+        chain
+    }
+
+    /// Rules 1 and 4a for what has no connection: the last that takes it has it, so they stand in
+    /// reverse.
+    fn unknown(&mut self, what: &str, from: &[usize], takers: &[Taking<'p>]) -> String {
+        let mut rules = Vec::new();
+        let others = self.others(from);
+        rules.extend(self.invalid(&others).map(|mut rule| {
+            if let Target::Goto(chain) = rule.target {
+                rule.target = Target::Jump(chain);
+            }
+            rule
+        }));
+        for taking in takers.iter().rev() {
+            let taker = self.taker(taking);
+            rules.extend(self.lead(Side::Destination, taking, &taker, Target::Jump));
+        }
+        let chain = self.reserve("unknown", what);
+        self.chains.insert(chain.clone(), rules);
+        chain
+    }
+
+    /// The redirects whose packets those from the appliances `from` may be.
+    fn others(&self, from: &[usize]) -> Vec<(usize, &'p Redirect, &'p Appliance)> {
+        self.redirects()
+            .into_iter()
+            .filter(|(_, redirect, _)| !from.contains(&redirect.appliance))
             .collect()
+    }
+
+    /// Rules 3, where `picks_up` says so, 3a and 4a, for what is from the appliances `from`: the
+    /// chain that holds them, if there are any. `what` is part of its name.
+    fn new_or_invalid(
+        &mut self,
+        what: &str,
+        from: &[usize],
+        picks_up: impl Fn(&Redirect) -> bool,
+    ) -> Option<String> {
+        let others = self.others(from);
+        let picked_up: Vec<_> = others
+            .iter()
+            .copied()
+            .filter(|(_, redirect, _)| picks_up(redirect))
+            .collect();
+        if picked_up.is_empty()
+            && let Some(shared) = self.new.get(from)
+        {
+            return shared.clone();
+        }
+        let mut rules = Vec::new();
+        rules.extend(self.picked_up(&picked_up));
+        rules.extend(self.opened(&others));
+        rules.extend(self.invalid(&others));
+        let chain = (!rules.is_empty()).then(|| {
+            let chain = self.reserve("new", what);
+            self.chains.insert(chain.clone(), rules);
+            chain
+        });
+        if picked_up.is_empty() {
+            self.new.insert(from.to_vec(), chain.clone());
+        }
+        chain
+    }
+
+    /// Rule 3.
+    fn picked_up(&mut self, redirects: &[(usize, &'p Redirect, &'p Appliance)]) -> Option<Rule> {
+        let mut to = BTreeMap::new();
+        for (index, redirect, appliance) in redirects {
+            let chain = self.reserve("pick", redirect.name.as_str());
+            let comment = Match::Comment(Leg::Servers.comment(redirect));
+            let rules = vec![
+                Rule::new(vec![comment], Target::SetConnectionMark(appliance.mark)),
+                Rule::new(Vec::new(), self.send(redirect)),
+            ];
+            self.chains.insert(chain.clone(), rules);
+            to.insert(*index, chain);
+        }
+        let chain = self.answers("pick", redirects, true, |index, _| to.get(&index).cloned())?;
+        let tests = vec![
+            Match::Tcp,
+            Match::Flags(Flags::NoPureSyn),
+            Match::Connection(State::New),
+        ];
+        Some(Rule::new(tests, Target::Goto(chain)))
+    }
+
+    /// Rule 3a.
+    fn opened(&mut self, redirects: &[(usize, &'p Redirect, &'p Appliance)]) -> Option<Rule> {
+        let alone = self.model.left_alone()?;
+        if redirects.is_empty() {
+            return None;
+        }
+        let to = format!("{PREFIX}alone");
+        let rules = vec![Rule::new(Vec::new(), Target::SetConnectionMark(alone))];
+        self.chains.insert(to.clone(), rules);
+        let chain = self.answers("opened", redirects, false, |_, _| Some(to.clone()))?;
+        let tests = vec![
+            Match::Tcp,
+            Match::Flags(Flags::PureSyn),
+            Match::Connection(State::New),
+        ];
+        Some(Rule::new(tests, Target::Goto(chain)))
+    }
+
+    /// Rule 4a.
+    fn invalid(&mut self, redirects: &[(usize, &'p Redirect, &'p Appliance)]) -> Option<Rule> {
+        let concerned: Vec<_> = redirects
+            .iter()
+            .copied()
+            .filter(|(_, redirect, _)| redirect.snat)
+            .collect();
+        let towards = self.towards.clone();
+        let chain = self.answers("invalid", &concerned, true, |_, redirect| {
+            towards.get(&redirect.appliance).cloned()
+        })?;
+        let tests = vec![
+            Match::Tcp,
+            Match::Flags(Flags::NeitherSynNorRst),
+            Match::Connection(State::Invalid),
+        ];
+        Some(Rule::new(tests, Target::Goto(chain)))
+    }
+
+    /// A chain that leads what comes from the servers of these redirects to the chain `to`, with
+    /// `exceptions` not what goes to excepted clients; none if there is nothing to lead. The first
+    /// redirect has it, and so its rules stand last and overrule.
+    fn answers(
+        &mut self,
+        kind: &str,
+        redirects: &[(usize, &'p Redirect, &'p Appliance)],
+        exceptions: bool,
+        to: impl Fn(usize, &Redirect) -> Option<String>,
+    ) -> Option<String> {
+        let mut rules = Vec::new();
+        for &(index, redirect, appliance) in redirects.iter().rev() {
+            let mut lookout = self.lookout(index, redirect);
+            if !exceptions {
+                lookout.exceptions = Exceptions::None;
+            }
+            let Some(to) = to(index, redirect) else {
+                continue;
+            };
+            if matches!(lookout.exceptions, Exceptions::All) {
+                continue;
+            }
+            let taking = Taking {
+                index,
+                redirect,
+                appliance,
+                lookout,
+            };
+            rules.extend(self.lead(Side::Source, &taking, &to, Target::Jump));
+        }
+        (!rules.is_empty()).then(|| {
+            let chain = self.reserve(kind, "");
+            self.chains.insert(chain.clone(), rules);
+            chain
+        })
+    }
+
+    /// On to the appliance of `redirect`.
+    fn send(&self, redirect: &Redirect) -> Target {
+        self.towards
+            .get(&redirect.appliance)
+            .map_or(Target::Return, |chain| Target::Goto(chain.clone()))
+    }
+
+    /// The chain that takes a packet for a redirect.
+    fn taker(&mut self, taking: &Taking<'p>) -> String {
+        if let Some(taker) = self.takers.get(&taking.index) {
+            return taker.clone();
+        }
+        let redirect = taking.redirect;
+        let unknown = vec![
+            Match::Connection(State::Unknown),
+            Match::Comment(unknown_comment(redirect)),
+        ];
+        let comment = Match::Comment(Leg::Clients.comment(redirect));
+        let set = Target::SetConnectionMark(taking.appliance.mark);
+        let rules = vec![
+            Rule::new(unknown, self.send(redirect)),
+            Rule::new(vec![comment], set),
+            Rule::new(Vec::new(), self.send(redirect)),
+        ];
+        let taker = self.reserve("on", redirect.name.as_str());
+        self.chains.insert(taker.clone(), rules);
+        self.takers.insert(taking.index, taker.clone());
+        taker
+    }
+
+    /// Rule 2.
+    fn dialled(
+        &mut self,
+        index: usize,
+        redirect: &'p Redirect,
+        appliance: &'p Appliance,
+    ) -> Vec<Rule> {
+        let servers = self.servers(index, redirect);
+        let tracked = Match::Connection(State::Tracked);
+        let comment = Match::Comment(Leg::Appliance.comment(redirect));
+        let set = Target::SetConnectionMark(appliance.mark);
+        let last = |mut tests: Vec<Match>| {
+            tests.extend([tracked.clone(), comment.clone()]);
+            Rule::new(tests, set.clone())
+        };
+        let tests = tests(Side::Destination, redirect, &servers);
+        let Servers::Chain(networks) = &servers else {
+            return tests.into_iter().map(last).collect();
+        };
+        let networks = networks.iter();
+        let rules = networks.map(|server| last(vec![is(Side::Destination, *server)]));
+        let rules = rules.collect();
+        let chain = self.reserve("ct", redirect.name.as_str());
+        self.chains.insert(chain.clone(), rules);
+        let jump = |tests| Rule::new(tests, Target::Jump(chain.clone()));
+        tests.into_iter().map(jump).collect()
+    }
+
+    /// Rule 6.
+    fn input_hook(&mut self) {
+        let chain = self.reserve("router", "");
+        let none = Mark {
+            value: 0,
+            mask: self.policy.options.mark_mask,
+        };
+        let rules = vec![
+            Rule::new(Vec::new(), Target::SetPacketMark(none)),
+            Rule::new(
+                Vec::new(),
+                Target::SetConnectionMark(self.model.alone_or_unmarked()),
+            ),
+        ];
+        self.chains.insert(chain.clone(), rules);
+        let appliances = self.model.appliances();
+        let rules = appliances.flat_map(|(_, appliance)| {
+            [
+                Match::ConnectionMark(appliance.mark),
+                Match::PacketMark(appliance.mark),
+            ]
+            .map(|marked| Rule::new(vec![Match::Tcp, marked], Target::Goto(chain.clone())))
+        });
+        let rules = rules.collect();
+        self.chains.insert(INPUT_CHAIN.to_owned(), rules);
     }
 
     /// Rule 5.
@@ -705,6 +842,11 @@ impl<'p> Renderer<'p> {
         self.sets.insert(name.clone(), set);
         name
     }
+}
+
+fn new_or_invalid(chain: String) -> Rule {
+    let unknown = vec![Match::Connection(State::NewOrInvalid)];
+    Rule::new(unknown, Target::Goto(chain))
 }
 
 fn hook(chain: &str, to: &str) -> Hook {
@@ -851,7 +993,8 @@ mod tests {
                     assert!(name.len() <= CHAIN_NAME_MAX, "{name}");
                     assert!(crate::iptables::is_ours(name), "{name}");
                 }
-                let mut led_to: BTreeSet<&str> = [PREROUTING_CHAIN, FORWARD_CHAIN].into();
+                let mut led_to: BTreeSet<&str> =
+                    [PREROUTING_CHAIN, FORWARD_CHAIN, INPUT_CHAIN].into();
                 led_to.extend(rules(&rendered).filter_map(|rule| rule.target.chain()));
                 let there: BTreeSet<&str> = ruleset.chains.keys().map(String::as_str).collect();
                 assert_eq!(led_to, there);
@@ -920,14 +1063,14 @@ mod tests {
         let many = of(MANY_RULES + 1, false);
         assert_eq!(many.warnings.len(), 1);
         assert!(many.warnings[0].message.contains("201 server networks"));
-        // Once each leg, and other packets pass none of them.
+        // Once for rules 1, 2, 3a and 4a each, and other packets pass none of them.
         let busy: Vec<_> = many.rulesets[&Family::V4]
             .chains
             .iter()
             .filter(|(_, rules)| rules.len() > 100)
             .map(|(name, _)| name.as_str())
             .collect();
-        assert_eq!(busy.len(), 3, "{busy:?}");
+        assert_eq!(busy.len(), 4, "{busy:?}");
     }
 
     #[test]
@@ -959,10 +1102,10 @@ mod tests {
                 .map(|hook| hook.chain.clone())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(hooks(""), ["FORWARD", "PREROUTING"]);
+        assert_eq!(hooks(""), ["FORWARD", "INPUT", "PREROUTING"]);
         assert_eq!(
             hooks("[options]\non_appliance_down = \"bypass\""),
-            ["PREROUTING"]
+            ["INPUT", "PREROUTING"]
         );
     }
 }

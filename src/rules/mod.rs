@@ -7,19 +7,32 @@
 //!
 //! | rule | packet | what is done |
 //! |---|---|---|
-//! | 0 | from the appliance | our bits of the packet mark are cleared |
-//! | 1 | in on a client interface, not from the appliance, to a server and port | connection and packet mark set |
-//! | 2 | with SNAT: from the appliance, to a server and port | connection mark set |
-//! | 3 | with SNAT and a server interface: in on it, from a server and port, connection new | connection mark set |
-//! | 4 | not from the appliance, connection marked | packet mark set |
+//! | 0 | from an appliance | our bits of the packet mark are cleared |
+//! | 4 | of a marked connection | packet mark set, unless it is from that appliance; settled |
+//! | 4b | of a connection that is left alone, but no opening SYN | nothing; settled |
+//! | 2 | with SNAT: from the appliance, to a server and port | connection mark set; settled |
+//! | 1 | in on a client interface, not from the appliance, to a server and port | connection and packet mark set; settled |
+//! | 3 | with SNAT and a server interface: in on it, from a server and port, connection new, no opening SYN | the same |
+//! | 3a | not from the appliance, from a server and port, connection new, an opening SYN | connection left alone |
 //! | 4a | with SNAT: not from the appliance, from a server and port, invalid, neither SYN nor RST | packet mark set |
 //! | 5 | forwarded, marked, not from the appliance, not out towards it | refused (the seal) |
+//! | 6 | delivered to the router itself, TCP, marked | packet mark cleared, connection left alone |
 //!
-//! Three of them say more than one would expect, each for something that was measured:
+//! They stand in the order in which they are asked. Several say more than one would expect,
+//! each for something that was measured:
 //!
+//! - Rule 4 comes before all that looks into sets: of a session, only the first packet pays for
+//!   many networks. It also keeps a connection with the appliance that has it, whatever the
+//!   policy says now: sessions are never handed over in mid-stream.
 //! - Rule 1 marks the packet itself and not only its connection, for packets that
 //!   connection tracking does not know (NOTRACK, or out of its window) have none, and
 //!   would go to the server.
+//! - Rule 3a is for sessions that a server opens, where a redirect's ports reach into those
+//!   that servers dial from: what clients answer looks like what rule 1 takes. The direction
+//!   that connection tracking knows would not tell them from sessions that it first saw in
+//!   mid-stream, by a server's packet, say after a reboot; those must be redirected. So such a
+//!   connection is marked when it begins, with [`Model::left_alone`]. A client's own opening
+//!   SYN is taken even so.
 //! - Rule 4a is for an appliance that dials servers with the client's address *and* port. Both
 //!   connections are then one to connection tracking, with two sequence spaces, so that
 //!   packets of one of them are invalid; without this rule, the servers' answers among them
@@ -27,16 +40,18 @@
 //!   those of a bystander whose packets come another way are invalid here too.
 //! - The seal asks for the packet's mark *or* its connection's, for a later chain of
 //!   somebody else may overwrite the packet's before it is routed.
-//!
-//! Where several appliances are in use, rule 1 leaves a connection with the appliance
-//! whose mark it bears already: sessions are never handed over in mid-stream.
+//! - Rule 6 is for redirects whose networks hold an address of the router's own. What is for
+//!   the router is known only when it is delivered, after address translation. The mark
+//!   would do no harm by itself, for the table `local` comes first; but the router's
+//!   answers would go to the appliance, if something restores connection marks on output, or
+//!   `tcp_fwmark_accept` is set: whoever manages the router would be locked out.
 
 pub mod iptables;
 pub mod nftables;
 
 use std::net::IpAddr;
 
-use crate::net::{IfName, IfPattern, MacAddr};
+use crate::net::{IfName, IfPattern, MacAddr, Mark};
 use crate::policy::{Appliance, Established, OnApplianceDown, Policy, Redirect};
 
 /// Which of the rules marks a connection for a redirect.
@@ -61,6 +76,18 @@ impl Leg {
         };
         format!("{}: {from}", redirect.name)
     }
+}
+
+/// The comment of the rule that sends on what a client sends and has no connection.
+#[must_use]
+pub fn unknown_comment(redirect: &Redirect) -> String {
+    format!("{}: without a connection", redirect.name)
+}
+
+/// The comment of the rule that counts all packets on their way to an appliance.
+#[must_use]
+pub fn sent_comment(appliance: &Appliance) -> String {
+    format!("{}: sent to the appliance", appliance.name)
 }
 
 /// The comment of the rule that refuses what would pass an appliance by.
@@ -196,7 +223,24 @@ impl<'p> Model<'p> {
         self.policy.options.on_appliance_down == OnApplianceDown::Block
     }
 
-    /// What rules 0 to 4 make of `packet`.
+    /// The mark of connections that are left alone: the highest under the mask that no
+    /// appliance has. None where they have them all; then nothing is left alone for good.
+    #[must_use]
+    pub fn left_alone(self) -> Option<Mark> {
+        let mask = self.policy.options.mark_mask;
+        let mut value = mask;
+        while self
+            .policy
+            .appliances
+            .iter()
+            .any(|appliance| appliance.mark.value == value)
+        {
+            value = value.wrapping_sub(1) & mask;
+        }
+        (value != 0).then_some(Mark { value, mask })
+    }
+
+    /// What rules 0 to 4b make of `packet`.
     #[must_use]
     pub fn prerouting(self, packet: &Packet) -> Marked {
         let mut marked = Marked {
@@ -208,104 +252,145 @@ impl<'p> Model<'p> {
         if self.appliances().any(|(_, appliance)| from(appliance)) {
             marked.mark &= !self.policy.options.mark_mask;
         }
-        for (index, redirect, appliance) in self.redirects() {
-            if redirect.snat && from(appliance) && to_servers(redirect, packet) {
-                marked.set_connection(appliance);
-                marked.taken.push((index, Leg::Appliance));
+        if let Some(bearer) = self.bearer(packet.connection) {
+            if !from(bearer) {
+                marked.mark = bearer.mark.set_on(marked.mark);
             }
+            return marked;
         }
+        if self.is_left_alone(packet.connection) && !packet.is_pure_syn() {
+            return marked;
+        }
+        let is_tracked = packet.connection.mark().is_some();
         for (index, redirect, appliance) in self.redirects() {
-            let clients = matches_any(&redirect.client_interfaces, &packet.input)
-                && !from(appliance)
-                && to_servers(redirect, packet)
-                && !redirect.except_clients.contains(packet.source);
-            if clients && let Some(taker) = self.taker(packet, marked.connection, appliance) {
-                marked.set_connection(taker);
-                marked.mark = taker.mark.set_on(marked.mark);
-                marked.taken.push((index, Leg::Clients));
+            if is_tracked && redirect.snat && from(appliance) && to_servers(redirect, packet) {
+                marked.set_connection(appliance.mark);
+                marked.taken.push((index, Leg::Appliance));
                 return marked;
             }
-            let servers = redirect.snat
-                && matches_any(&redirect.server_interfaces, &packet.input)
-                && !from(appliance)
-                && from_servers(redirect, packet)
-                && !redirect.except_clients.contains(packet.destination)
-                && matches!(packet.connection, Connection::New(_));
-            if servers {
-                marked.set_connection(appliance);
-                marked.taken.push((index, Leg::Servers));
-            }
         }
-        let bearer = self.appliances().find(|(_, appliance)| {
-            !from(appliance)
-                && marked
-                    .connection
-                    .mark()
-                    .is_some_and(|mark| appliance.mark.is_borne_by(mark))
+        let taken = self
+            .redirects()
+            .filter(|(_, _, appliance)| !from(appliance))
+            .find(|(_, redirect, _)| self.is_clients(redirect, packet))
+            .map(|found| (found, Leg::Clients))
+            .or_else(|| {
+                self.redirects()
+                    .filter(|(_, _, appliance)| !from(appliance))
+                    .find(|(_, redirect, _)| is_picked_up(redirect, packet))
+                    .map(|found| (found, Leg::Servers))
+            });
+        if let Some(((index, _, appliance), leg)) = taken {
+            marked.set_connection(appliance.mark);
+            marked.mark = appliance.mark.set_on(marked.mark);
+            marked.taken.push((index, leg));
+            return marked;
+        }
+        self.new_or_invalid(packet, &mut marked);
+        marked
+    }
+
+    /// Rules 3a and 4a.
+    fn new_or_invalid(self, packet: &Packet, marked: &mut Marked) {
+        let mut others = self
+            .redirects()
+            .filter(|(_, _, appliance)| !Self::is_from(appliance, packet));
+        match packet.connection {
+            Connection::New(_) if packet.is_pure_syn() => {
+                if let Some(mark) = self.left_alone()
+                    && others.any(|(_, redirect, _)| from_servers(redirect, packet))
+                {
+                    marked.set_connection(mark);
+                }
+            }
+            Connection::Invalid if packet.flags & (Packet::SYN | Packet::RST) == 0 => {
+                let answered =
+                    others.find(|(_, redirect, _)| redirect.snat && is_answer(redirect, packet));
+                if let Some((_, _, appliance)) = answered {
+                    marked.mark = appliance.mark.set_on(marked.mark);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether rule 1 takes `packet`, if it is not from the appliance nor settled.
+    fn is_clients(self, redirect: &Redirect, packet: &Packet) -> bool {
+        let begins = packet.is_pure_syn() && matches!(packet.connection, Connection::New(_));
+        let may = self.policy.options.established == Established::Redirect
+            || begins
+            // What has no connection has none to go on with, either.
+            || packet.connection.mark().is_none();
+        may && matches_any(&redirect.client_interfaces, &packet.input)
+            && to_servers(redirect, packet)
+            && !redirect.except_clients.contains(packet.source)
+    }
+
+    /// The appliance that a connection has.
+    fn bearer(self, connection: Connection) -> Option<&'p Appliance> {
+        let mark = connection.mark()?;
+        self.appliances()
+            .map(|(_, appliance)| appliance)
+            .find(|appliance| appliance.mark.is_borne_by(mark))
+    }
+
+    fn is_left_alone(self, connection: Connection) -> bool {
+        match (self.left_alone(), connection.mark()) {
+            (Some(alone), Some(mark)) => alone.is_borne_by(mark),
+            _ => false,
+        }
+    }
+
+    /// What rule 6 makes of `packet`, with the marks that prerouting gave it, where it is
+    /// delivered to the router itself.
+    #[must_use]
+    pub fn input(self, packet: &Packet, mut marked: Marked) -> Marked {
+        let bears = self.appliances().any(|(_, appliance)| {
+            let connection = marked.connection.mark();
+            appliance.mark.is_borne_by(marked.mark)
+                || connection.is_some_and(|mark| appliance.mark.is_borne_by(mark))
         });
-        if let Some((_, appliance)) = bearer {
-            marked.mark = appliance.mark.set_on(marked.mark);
-        } else if packet.connection == Connection::Invalid
-            && packet.flags & (Packet::SYN | Packet::RST) == 0
-            && let Some((_, _, appliance)) = self.redirects().find(|(_, redirect, appliance)| {
-                redirect.snat
-                    && !from(appliance)
-                    && from_servers(redirect, packet)
-                    && !redirect.except_clients.contains(packet.destination)
-            })
-        {
-            marked.mark = appliance.mark.set_on(marked.mark);
+        if packet.ports.is_some() && bears {
+            marked.mark &= !self.policy.options.mark_mask;
+            marked.set_connection(self.alone_or_unmarked());
         }
         marked
     }
 
-    /// The appliance that a client's packet goes to, if rule 1 takes it: the one that its
-    /// connection has already, or this redirect's.
-    fn taker(
-        self,
-        packet: &Packet,
-        connection: Connection,
-        appliance: &'p Appliance,
-    ) -> Option<&'p Appliance> {
-        let bears = |appliance: &Appliance| {
-            !Self::is_from(appliance, packet)
-                && connection
-                    .mark()
-                    .is_some_and(|mark| appliance.mark.is_borne_by(mark))
-        };
-        if let Some((_, bearer)) = self.appliances().find(|(_, appliance)| bears(appliance)) {
-            return Some(bearer);
-        }
-        // What has no connection has none to go on with, either.
-        if connection.mark().is_none() {
-            return Some(appliance);
-        }
-        let begins = packet.is_pure_syn() && matches!(connection, Connection::New(_));
-        (self.policy.options.established == Established::Redirect || begins).then_some(appliance)
+    /// What rule 6 gives a connection.
+    fn alone_or_unmarked(self) -> Mark {
+        self.left_alone().unwrap_or(Mark {
+            value: 0,
+            mask: self.policy.options.mark_mask,
+        })
     }
 
     /// Which redirect would take the packets of a connection that is established already and
     /// bears this mark: its session is cut when the rules go in. None if its appliance has it.
+    ///
+    /// The one that opened it and the one that answered, with their ports. What a server
+    /// opened is cut, too, if the ports are those of a redirect: the rules have not seen it begin.
     #[must_use]
-    pub fn cuts(
-        self,
-        (source, destination): (IpAddr, IpAddr),
-        port: u16,
-        mark: u32,
-    ) -> Option<&'p Redirect> {
+    pub fn cuts(self, ends: [(IpAddr, u16); 2], mark: u32) -> Option<usize> {
         if self.policy.options.established == Established::Keep {
             return None;
         }
-        let (_, redirect, _) = self.redirects().find(|(_, redirect, _)| {
-            redirect.servers.contains(destination)
-                && redirect.ports.contains(port)
-                && !redirect.except_clients.contains(source)
-        })?;
         // What an appliance opened itself is what its clients' sessions go on by.
         let is_taken = self.appliances().any(|(_, appliance)| {
-            appliance.mark.is_borne_by(mark) || appliance.addresses.contains(&source)
+            appliance.mark.is_borne_by(mark) || appliance.addresses.contains(&ends[0].0)
         });
-        (!is_taken).then_some(redirect)
+        if is_taken || self.is_left_alone(Connection::Known(mark)) {
+            return None;
+        }
+        let takes = |redirect: &Redirect, client: IpAddr, (server, port): (IpAddr, u16)| {
+            redirect.servers.contains(server)
+                && redirect.ports.contains(port)
+                && !redirect.except_clients.contains(client)
+        };
+        let [opener, answerer] = ends;
+        self.policy.redirects.iter().position(|redirect| {
+            takes(redirect, opener.0, answerer) || takes(redirect, answerer.0, opener)
+        })
     }
 
     /// Whether rule 5 lets `packet`, with the marks that prerouting gave it, out of `output`.
@@ -333,11 +418,25 @@ impl<'p> Model<'p> {
 }
 
 impl Marked {
-    fn set_connection(&mut self, appliance: &Appliance) {
+    fn set_connection(&mut self, to: Mark) {
         if let Some(mark) = self.connection.mark() {
-            self.connection.set_mark(appliance.mark.set_on(mark));
+            self.connection.set_mark(to.set_on(mark));
         }
     }
+}
+
+/// Whether a packet may be a server's answer to a client that is not excepted.
+fn is_answer(redirect: &Redirect, packet: &Packet) -> bool {
+    from_servers(redirect, packet) && !redirect.except_clients.contains(packet.destination)
+}
+
+/// Whether rule 3 takes `packet`, if it is not from the appliance nor settled.
+fn is_picked_up(redirect: &Redirect, packet: &Packet) -> bool {
+    redirect.snat
+        && matches_any(&redirect.server_interfaces, &packet.input)
+        && is_answer(redirect, packet)
+        && matches!(packet.connection, Connection::New(_))
+        && !packet.is_pure_syn()
 }
 
 /// All interfaces that the policy names, exact names first, then patterns, the longest first.

@@ -1,10 +1,13 @@
 //! The packet rules as an nftables table.
 //!
 //! ```text
-//! prerouting ── input interface, decided once ──┬─ in_eth0 ── ports, servers ── redirect_rdp ── to_scb
-//!                                               ├─ in_sps0 (from the appliance)
-//!                                               └─ marked ── connection mark ── to_scb
+//! prerouting ── input interface, decided once ──┬─ in_eth0 ──┐
+//!                                               ├─ in_sps0 ──┤ (from the appliance)
+//!                                               └────────────┴─ connection mark ── to_scb
+//!                 else, in_eth0 ── ports, servers ── redirect_rdp ── to_scb
+//!                 else ── new_or_invalid
 //! forward ── packet or connection marked ── seal_scb
+//! input ── packet or connection marked ── to_router
 //! ```
 //!
 //! One chain an interface that the policy names holds all rules that could take a
@@ -14,7 +17,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Leg, Model, patterns, seal_comment};
+use super::{Leg, Model, Packet, patterns, seal_comment, sent_comment, unknown_comment};
 use crate::net::{IfName, IfPattern, Mark, Networks};
 use crate::nft::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, Table, Verdict,
@@ -24,8 +27,9 @@ use crate::policy::{Appliance, Established, Policy, Redirect};
 /// `mangle + 10`: after all who mark at mangle themselves
 /// (`NF_IP_PRI_MANGLE`, `include/uapi/linux/netfilter_ipv4.h`).
 const PRIORITY: i32 = -140;
-/// `NF_INET_PRE_ROUTING` and `NF_INET_FORWARD` (`include/uapi/linux/netfilter.h`).
+/// `NF_INET_PRE_ROUTING` and so on (`include/uapi/linux/netfilter.h`).
 const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
 /// `NF_ACCEPT`.
 const ACCEPT: u32 = 1;
@@ -33,6 +37,13 @@ const ACCEPT: u32 = 1;
 const TYPE_MARK: u32 = 19;
 /// nft's number for the type `ifname`.
 const TYPE_IFNAME: u32 = 41;
+
+/// What has no known connection and that no client sent.
+const NEW_OR_INVALID: &str = "new_or_invalid";
+/// Connections that go on as they are.
+const LEFT_ALONE: &str = "left_alone";
+/// What is delivered to the router itself, and bears a mark.
+const TO_ROUTER: &str = "to_router";
 
 /// The table that makes the kernel do what `policy` says, if it redirects anything.
 #[must_use]
@@ -45,11 +56,12 @@ pub fn table(policy: &Policy) -> Option<Table> {
         model: Model::new(policy),
         chains: BTreeMap::new(),
     };
+    renderer.fixed();
     renderer.prerouting();
     for redirect in &policy.redirects {
         renderer.redirect(redirect);
     }
-    renderer.marked();
+    renderer.input_hook();
     if renderer.model.is_sealed() {
         renderer.seal();
     }
@@ -181,9 +193,8 @@ impl Renderer<'_> {
                 ]),
             );
         }
-        rules.push(Rule::of([Expression::Verdict(Verdict::Goto(
-            "marked".to_owned(),
-        ))]));
+        rules.push(self.settled(&[]));
+        rules.extend(self.new_or_invalid(NEW_OR_INVALID, &[], |_| false));
         self.base("prerouting", PREROUTING, rules);
     }
 
@@ -224,70 +235,144 @@ impl Renderer<'_> {
             }
             let mut from = wholly.clone();
             from.push(index);
-            let own_rules = self.rules_for(pattern, &from);
+            let own_rules = self.rules_for(&own, pattern, &from);
             self.chain(&own, own_rules);
         }
-        rules.extend(self.rules_for(pattern, &wholly));
+        rules.extend(self.rules_for(chain, pattern, &wholly));
         self.chain(chain, rules);
     }
 
-    /// Rules 0 to 4 for packets that came in so and are from the appliances `from`.
-    fn rules_for(&self, pattern: &IfPattern, from: &[usize]) -> Vec<Rule> {
+    /// Rules 0 to 4b for packets that came in so and are from the appliances `from`; what `chain`
+    /// is to hold.
+    fn rules_for(&mut self, chain: &str, pattern: &IfPattern, from: &[usize]) -> Vec<Rule> {
         let mut rules = Vec::new();
         if !from.is_empty() {
             rules.push(Rule::of(clear_packet_mark(self.policy.options.mark_mask)));
         }
+        rules.push(self.settled(from));
         for redirect in &self.policy.redirects {
             if redirect.snat && from.contains(&redirect.appliance) {
                 each_family(redirect, Side::Destination, |matched| {
+                    let matched = matched
+                        .into_iter()
+                        .chain(set_connection_mark(self.mark_of(redirect)));
+                    let done = [Expression::Verdict(Verdict::Accept)];
                     rules.push(Rule::counted(
                         matched,
-                        set_connection_mark(self.mark_of(redirect)),
+                        done,
                         Leg::Appliance.comment(redirect),
                     ));
                 });
             }
         }
-        for redirect in &self.policy.redirects {
-            if from.contains(&redirect.appliance) {
-                continue;
-            }
-            let meant = |patterns: &[IfPattern]| patterns.iter().any(|wide| wide.covers(pattern));
-            if meant(&redirect.client_interfaces) {
-                each_family(redirect, Side::Destination, |mut matched| {
-                    matched.push(Expression::Verdict(Verdict::Jump(redirect_chain(redirect))));
-                    rules.push(Rule::of(matched));
-                });
-            }
-            if redirect.snat && meant(&redirect.server_interfaces) {
-                each_family(redirect, Side::Source, |matched| {
-                    rules.push(Rule::counted(
-                        in_state(NEW).into_iter().chain(matched),
-                        set_connection_mark(self.mark_of(redirect)),
-                        Leg::Servers.comment(redirect),
-                    ));
-                });
-            }
-        }
-        if from.is_empty() {
-            rules.push(Rule::of([Expression::Verdict(Verdict::Goto(
-                "marked".to_owned(),
-            ))]));
+        let meant = |patterns: &[IfPattern]| patterns.iter().any(|wide| wide.covers(pattern));
+        let picks_up = |redirect: &Redirect| redirect.snat && meant(&redirect.server_interfaces);
+        let own = if from.is_empty() && !self.policy.redirects.iter().any(picks_up) {
+            NEW_OR_INVALID.to_owned()
         } else {
-            rules.extend(self.by_connection_mark(|index| !from.contains(&index)));
-            rules.extend(self.invalid(from));
+            format!("{NEW_OR_INVALID}_{}", chain.trim_start_matches("in_"))
+        };
+        let new = self.new_or_invalid(&own, from, picks_up);
+        let takers: Vec<_> = self
+            .policy
+            .redirects
+            .iter()
+            .filter(|redirect| !from.contains(&redirect.appliance))
+            .filter(|redirect| meant(&redirect.client_interfaces))
+            .collect();
+        if self.policy.options.established == Established::Keep && !takers.is_empty() {
+            let goes_on = [Expression::Verdict(Verdict::Accept)];
+            rules.push(Rule::of(
+                in_state(ESTABLISHED | RELATED)
+                    .into_iter()
+                    .chain(goes_on.clone()),
+            ));
+            let on = if new.is_some() {
+                [Expression::Verdict(Verdict::Goto(own))]
+            } else {
+                goes_on
+            };
+            rules.push(Rule::of(
+                in_state(NEW).into_iter().chain(pure_syn(false)).chain(on),
+            ));
         }
+        for redirect in takers {
+            each_family(redirect, Side::Destination, |mut matched| {
+                matched.push(Expression::Verdict(Verdict::Jump(redirect_chain(redirect))));
+                rules.push(Rule::of(matched));
+            });
+        }
+        rules.extend(new);
         rules
     }
 
-    /// Rule 4a, for what is from the appliances `from`.
-    fn invalid(&self, from: &[usize]) -> Vec<Rule> {
+    /// Rules 4 and 4b for what is from the appliances `from`.
+    fn settled(&self, from: &[usize]) -> Rule {
+        let mut elements: Vec<_> = self
+            .model
+            .appliances()
+            .map(|(index, appliance)| {
+                let verdict = if from.contains(&index) {
+                    Verdict::Accept
+                } else {
+                    Verdict::Goto(appliance_chain(appliance))
+                };
+                (appliance.mark, verdict)
+            })
+            .collect();
+        let alone = self.model.left_alone();
+        elements.extend(alone.map(|mark| (mark, Verdict::Jump(LEFT_ALONE.to_owned()))));
+        by_mark(
+            connection_mark_under(self.policy.options.mark_mask),
+            elements,
+        )
+    }
+
+    /// Rules 3, where `picks_up` says so, 3a and 4a for what is from the appliances `from`: makes the
+    /// chain `name` hold them, if it does not yet, and returns the rule that leads there, if
+    /// there are any.
+    fn new_or_invalid(
+        &mut self,
+        name: &str,
+        from: &[usize],
+        picks_up: impl Fn(&Redirect) -> bool,
+    ) -> Option<Rule> {
+        let others: Vec<_> = self
+            .model
+            .redirects()
+            .filter(|(_, redirect, _)| !from.contains(&redirect.appliance))
+            .collect();
         let mut rules = Vec::new();
-        for redirect in &self.policy.redirects {
-            let Some(appliance) = self.policy.appliance_of(redirect) else {
-                continue;
-            };
-            if redirect.snat && !from.contains(&redirect.appliance) {
+        for (_, redirect, appliance) in &others {
+            let send = Expression::Verdict(Verdict::Goto(appliance_chain(appliance)));
+            if picks_up(redirect) {
+                each_family(redirect, Side::Source, |matched| {
+                    let matched = in_state(NEW)
+                        .into_iter()
+                        .chain(pure_syn(false))
+                        .chain(matched)
+                        .chain(set_connection_mark(appliance.mark));
+                    let comment = Leg::Servers.comment(redirect);
+                    rules.push(Rule::counted(matched, [send.clone()], comment));
+                });
+            }
+        }
+        if let Some(alone) = self.model.left_alone() {
+            for (_, redirect, _) in &others {
+                each_family_of_servers(redirect, Side::Source, |_, matched| {
+                    let opened = in_state(NEW).into_iter().chain(pure_syn(true));
+                    let done = set_connection_mark(alone)
+                        .into_iter()
+                        .chain([Expression::Verdict(Verdict::Accept)]);
+                    rules.push(
+                        Rule::of(opened.chain(matched).chain(done))
+                            .commented(format!("{}: opened by a server", redirect.name)),
+                    );
+                });
+            }
+        }
+        for (_, redirect, appliance) in &others {
+            if redirect.snat {
                 each_family(redirect, Side::Source, |matched| {
                     let send = Expression::Verdict(Verdict::Goto(appliance_chain(appliance)));
                     let invalid = in_state(INVALID).into_iter().chain(neither_syn_nor_rst());
@@ -295,7 +380,12 @@ impl Renderer<'_> {
                 });
             }
         }
-        rules
+        if rules.is_empty() {
+            return None;
+        }
+        self.chain(name, rules);
+        let look = Expression::Verdict(Verdict::Goto(name.to_owned()));
+        Some(Rule::of(in_state(INVALID | NEW).into_iter().chain([look])))
     }
 
     /// Rule 1, once interface, port and server have matched.
@@ -316,106 +406,71 @@ impl Renderer<'_> {
             }
         }
         let send = Expression::Verdict(Verdict::Goto(appliance_chain(appliance)));
-        rules.extend(self.by_connection_mark(|index| index != redirect.appliance));
-        if self.policy.options.established == Established::Keep {
-            let mut matched = connection_mark_under(appliance.mark.mask);
-            matched.push(equals(appliance.mark.value.to_ne_bytes().to_vec()));
-            rules.push(Rule::counted(
-                matched,
-                [send.clone()],
-                Leg::Clients.comment(redirect),
-            ));
-        }
-        let matched: Vec<_> = match self.policy.options.established {
-            Established::Redirect => Vec::new(),
-            Established::Keep => pure_syn().into_iter().chain(in_state(NEW)).collect(),
-        };
         // Without a connection the rule ends where its mark is loaded, so that the counter is
         // not reached, and the last rule takes the packet.
-        let matched = matched
-            .into_iter()
-            .chain(set_connection_mark(appliance.mark));
         rules.push(Rule::counted(
-            matched,
+            set_connection_mark(appliance.mark),
             [send.clone()],
             Leg::Clients.comment(redirect),
         ));
         let unknown = in_state(INVALID | UNTRACKED);
-        rules.push(Rule::counted(
-            unknown,
-            [send],
-            Leg::Clients.comment(redirect),
-        ));
+        rules.push(Rule::counted(unknown, [send], unknown_comment(redirect)));
         self.chain(&redirect_chain(redirect), rules);
     }
 
-    /// Rule 4, and what it does.
-    fn marked(&mut self) {
-        let mut marked: Vec<Rule> = self.by_connection_mark(|_| true).into_iter().collect();
-        let invalid = self.invalid(&[]);
-        if !invalid.is_empty() {
-            // One test for all that is valid, however many redirects there are.
-            let look = Expression::Verdict(Verdict::Goto("invalid".to_owned()));
-            marked.push(Rule::of(in_state(INVALID).into_iter().chain([look])));
-            self.chain("invalid", invalid);
-        }
-        self.chain("marked", marked);
+    /// What rules 4 and 4b lead to.
+    fn fixed(&mut self) {
         for (_, appliance) in self.model.appliances() {
             let rules = vec![Rule::counted(
                 [],
                 set_packet_mark(appliance.mark)
                     .into_iter()
                     .chain([Expression::Verdict(Verdict::Accept)]),
-                format!("{}: sent to the appliance", appliance.name),
+                sent_comment(appliance),
             )];
             self.chain(&appliance_chain(appliance), rules);
         }
+        if self.model.left_alone().is_some() {
+            let goes_on = pure_syn(false)
+                .into_iter()
+                .chain([Expression::Verdict(Verdict::Accept)]);
+            self.chain(LEFT_ALONE, vec![Rule::of(goes_on)]);
+        }
     }
 
-    /// Sends on what bears the mark of one of the appliances `wanted`.
-    fn by_connection_mark(&self, wanted: impl Fn(usize) -> bool) -> Option<Rule> {
-        self.by_mark(
-            connection_mark_under(self.policy.options.mark_mask),
-            wanted,
-            appliance_chain,
-        )
-    }
-
-    fn by_mark(
-        &self,
-        load: Vec<Expression>,
-        wanted: impl Fn(usize) -> bool,
-        chain: impl Fn(&Appliance) -> String,
-    ) -> Option<Rule> {
-        let mut elements: Vec<_> = self
-            .model
-            .appliances()
-            .filter(|(index, _)| wanted(*index))
-            .map(|(_, appliance)| {
-                (
-                    appliance.mark.value.to_ne_bytes().to_vec(),
-                    Verdict::Goto(chain(appliance)),
-                )
+    /// By packet or connection mark to a chain for each appliance.
+    fn by_either_mark(&self, chain: impl Fn(&Appliance) -> String) -> Vec<Rule> {
+        let mask = self.policy.options.mark_mask;
+        [connection_mark_under(mask), packet_mark_under(mask)]
+            .into_iter()
+            .map(|load| {
+                let appliances = self.model.appliances();
+                let elements = appliances
+                    .map(|(_, appliance)| (appliance.mark, Verdict::Goto(chain(appliance))));
+                by_mark(load, elements.collect())
             })
-            .collect();
-        elements.sort();
-        (!elements.is_empty()).then(|| {
-            let map = Expression::InlineVerdictMap {
-                elements,
-                key_type: TYPE_MARK,
-            };
-            Rule::of(load.into_iter().chain([map]))
-        })
+            .collect()
+    }
+
+    /// Rule 6.
+    fn input_hook(&mut self) {
+        let mask = self.policy.options.mark_mask;
+        let mut rules = self.by_either_mark(|_| TO_ROUTER.to_owned());
+        for rule in &mut rules {
+            rule.expressions.splice(0..0, tcp());
+        }
+        self.base("input", INPUT, rules);
+        // What has no connection ends at the second rule.
+        let rules = vec![
+            Rule::of(clear_packet_mark(mask)),
+            Rule::of(set_connection_mark(self.model.alone_or_unmarked())),
+        ];
+        self.chain(TO_ROUTER, rules);
     }
 
     /// Rule 5.
     fn seal(&mut self) {
-        let mask = self.policy.options.mark_mask;
-        let loads = [connection_mark_under(mask), packet_mark_under(mask)];
-        let rules = loads
-            .into_iter()
-            .filter_map(|load| self.by_mark(load, |_| true, seal_chain))
-            .collect();
+        let rules = self.by_either_mark(seal_chain);
         self.base("forward", FORWARD, rules);
         for (_, appliance) in self.model.appliances() {
             let interface = name_bytes(&appliance.interface);
@@ -461,41 +516,79 @@ impl Renderer<'_> {
     }
 }
 
-/// Ports, then servers, once a family that the redirect has networks of.
+/// Ports, then servers, once a family that the redirect has networks of; of what goes to
+/// clients, those that are excepted left out.
 fn each_family(redirect: &Redirect, side: Side, mut emit: impl FnMut(Vec<Expression>)) {
     let name = &redirect.name;
-    let Networks { v4, v6 } = &redirect.servers;
-    for (present, family) in [(!v4.is_empty(), '4'), (!v6.is_empty(), '6')] {
-        if !present {
-            continue;
-        }
-        let mut matched = tcp_port(side, format!("ports_{name}"));
-        matched.extend(address(
-            side,
-            family,
-            format!("servers{family}_{name}"),
-            false,
-        ));
-        let except = match family {
-            '4' => &redirect.except_clients.v4.is_empty(),
-            _ => &redirect.except_clients.v6.is_empty(),
-        };
+    let excepts = |family| match family {
+        '4' => !redirect.except_clients.v4.is_empty(),
+        _ => !redirect.except_clients.v6.is_empty(),
+    };
+    each_family_of_servers(redirect, side, |family, mut matched| {
         // Rule 1 asks for excepted clients in the redirect's own chain; rule 2
         // never sees one, for they never come to the appliance.
-        if side == Side::Source && !except {
+        if side == Side::Source && excepts(family) {
             let set = format!("except{family}_{name}");
             matched.extend(address(Side::Destination, family, set, true));
         }
         emit(matched);
+    });
+}
+
+/// Ports, then servers, once a family that the redirect has networks of.
+fn each_family_of_servers(
+    redirect: &Redirect,
+    side: Side,
+    mut emit: impl FnMut(char, Vec<Expression>),
+) {
+    let name = &redirect.name;
+    let Networks { v4, v6 } = &redirect.servers;
+    for (present, family) in [(!v4.is_empty(), '4'), (!v6.is_empty(), '6')] {
+        if present {
+            let mut matched = tcp_port(side, format!("ports_{name}"));
+            let set = format!("servers{family}_{name}");
+            matched.extend(address(side, family, set, false));
+            emit(family, matched);
+        }
     }
 }
 
+/// Does what stands beside the mark that was loaded.
+fn by_mark(load: Vec<Expression>, verdicts: Vec<(Mark, Verdict)>) -> Rule {
+    let mut elements: Vec<_> = verdicts
+        .into_iter()
+        .map(|(mark, verdict)| (mark.value.to_ne_bytes().to_vec(), verdict))
+        .collect();
+    elements.sort();
+    let map = Expression::InlineVerdictMap {
+        elements,
+        key_type: TYPE_MARK,
+    };
+    Rule::of(load.into_iter().chain([map]))
+}
+
 impl Rule {
+    /// Of these, with no question asked twice: nft would leave out the second.
     fn of(expressions: impl IntoIterator<Item = Expression>) -> Self {
-        Self {
-            expressions: expressions.into_iter().collect(),
-            comment: None,
+        let mut rule = Self::default();
+        let mut asked = Vec::new();
+        for expression in expressions {
+            rule.expressions.push(expression);
+            if let [
+                ..,
+                question @ Expression::MetaLoad(_),
+                Expression::Compare { equal: true, bytes },
+            ] = rule.expressions.as_slice()
+            {
+                let settled = (question.clone(), bytes.clone());
+                if asked.contains(&settled) {
+                    rule.expressions.truncate(rule.expressions.len() - 2);
+                } else {
+                    asked.push(settled);
+                }
+            }
         }
+        rule
     }
 
     /// Counts what matched, before what is then done with it.
@@ -536,16 +629,20 @@ fn tcp_port(side: Side, set: String) -> Vec<Expression> {
         Side::Source => 0,
         Side::Destination => 2,
     };
-    vec![
-        Expression::MetaLoad(MetaKey::Protocol),
-        equals(vec![6]),
+    let port = [
         Expression::Payload {
             base: PayloadBase::Transport,
             offset,
             length: 2,
         },
         Expression::Lookup { set, invert: false },
-    ]
+    ];
+    tcp().into_iter().chain(port).collect()
+}
+
+/// `meta l4proto tcp`.
+fn tcp() -> [Expression; 2] {
+    [Expression::MetaLoad(MetaKey::Protocol), equals(vec![6])]
 }
 
 /// `ip daddr @set`, `ip6 saddr != @set` and so on.
@@ -569,45 +666,42 @@ fn address(side: Side, family: char, set: String, invert: bool) -> Vec<Expressio
     ]
 }
 
-/// `tcp flags & (fin | syn | rst | ack) == syn`.
-fn pure_syn() -> Vec<Expression> {
-    vec![
-        Expression::MetaLoad(MetaKey::Protocol),
-        equals(vec![6]),
-        Expression::Payload {
-            base: PayloadBase::Transport,
-            offset: 13,
-            length: 1,
-        },
-        Expression::Bitwise {
-            mask: vec![0x17],
-            xor: vec![0],
-        },
-        equals(vec![0x02]),
-    ]
+/// `tcp flags & (fin | syn | rst | ack) == syn`, or `!=`.
+fn pure_syn(is: bool) -> Vec<Expression> {
+    let flags = Packet::FIN | Packet::SYN | Packet::RST | Packet::ACK;
+    tcp_flags(flags, is, Packet::SYN)
 }
 
 /// `tcp flags & (syn | rst) == 0`.
 fn neither_syn_nor_rst() -> Vec<Expression> {
-    vec![
-        Expression::MetaLoad(MetaKey::Protocol),
-        equals(vec![6]),
+    tcp_flags(Packet::SYN | Packet::RST, true, 0)
+}
+
+fn tcp_flags(mask: u8, equal: bool, value: u8) -> Vec<Expression> {
+    let flags = [
         Expression::Payload {
             base: PayloadBase::Transport,
             offset: 13,
             length: 1,
         },
         Expression::Bitwise {
-            mask: vec![0x06],
+            mask: vec![mask],
             xor: vec![0],
         },
-        equals(vec![0]),
-    ]
+        Expression::Compare {
+            equal,
+            bytes: vec![value],
+        },
+    ];
+    tcp().into_iter().chain(flags).collect()
 }
 
 /// `ct state new`: `NF_CT_STATE_BIT(IP_CT_NEW)`
 /// (`include/uapi/linux/netfilter/nf_conntrack_common.h`).
 const NEW: u32 = 1 << 3;
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, `NF_CT_STATE_BIT(IP_CT_RELATED)`.
+const ESTABLISHED: u32 = 1 << 1;
+const RELATED: u32 = 1 << 2;
 /// `NF_CT_STATE_INVALID_BIT`.
 const INVALID: u32 = 1;
 /// `NF_CT_STATE_UNTRACKED_BIT`.

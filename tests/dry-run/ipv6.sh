@@ -93,63 +93,92 @@ table inet scb-redirect {
 	}
 
 	chain in_eth0 {
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
 		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
 		tcp dport @ports_rdp ip6 daddr @servers6_rdp jump redirect_rdp
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
 		tcp dport @ports_ssh ip6 daddr @servers6_ssh jump redirect_ssh
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_eth1 {
-		ct state new tcp sport @ports_rdp ip saddr @servers4_rdp counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "rdp: from servers"
-		ct state new tcp sport @ports_rdp ip6 saddr @servers6_rdp counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "rdp: from servers"
-		ct state new tcp sport @ports_ssh ip saddr @servers4_ssh meta nfproto ipv4 ip daddr != @except4_ssh counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "ssh: from servers"
-		ct state new tcp sport @ports_ssh ip6 saddr @servers6_ssh meta nfproto ipv6 ip6 daddr != @except6_ssh counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "ssh: from servers"
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid_eth1
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
-		tcp dport @ports_rdp ip daddr @servers4_rdp counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "rdp: from the appliance"
-		tcp dport @ports_rdp ip6 daddr @servers6_rdp counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "rdp: from the appliance"
-		tcp dport @ports_ssh ip daddr @servers4_ssh counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "ssh: from the appliance"
-		tcp dport @ports_ssh ip6 daddr @servers6_ssh counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "ssh: from the appliance"
+		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
+		tcp dport @ports_rdp ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
+		tcp dport @ports_rdp ip6 daddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
+		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
+		tcp dport @ports_ssh ip6 daddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
 	}
 
-	chain invalid {
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_rdp ip saddr @servers4_rdp goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_rdp ip6 saddr @servers6_rdp goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_ssh ip saddr @servers4_ssh meta nfproto ipv4 ip daddr != @except4_ssh goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_ssh ip6 saddr @servers6_ssh meta nfproto ipv6 ip6 daddr != @except6_ssh goto to_scb
+	chain input {
+		type filter hook input priority -140; policy accept;  # mangle + 10
+		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
 	}
 
-	chain marked {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb }
-		ct state invalid goto invalid
+	chain left_alone {
+		tcp flags & (fin|syn|rst|ack) != syn accept
+	}
+
+	chain new_or_invalid {
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip6 saddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip6 saddr @servers6_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh ip daddr != @except4_ssh goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh goto to_scb
+	}
+
+	chain new_or_invalid_eth1 {
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_rdp ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_ssh ip saddr @servers4_ssh ip daddr != @except4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_ssh ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip6 saddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip6 saddr @servers6_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh ip daddr != @except4_ssh goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh goto to_scb
 	}
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain redirect_rdp {
 		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from clients"
-		ct state invalid,untracked counter goto to_scb comment "rdp: from clients"
+		ct state invalid,untracked counter goto to_scb comment "rdp: without a connection"
 	}
 
 	chain redirect_ssh {
 		ip saddr @except4_ssh return
 		ip6 saddr @except6_ssh return
 		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from clients"
-		ct state invalid,untracked counter goto to_scb comment "ssh: from clients"
+		ct state invalid,untracked counter goto to_scb comment "ssh: without a connection"
 	}
 
 	chain seal_scb {
 		oifname "sps0" return
 		iifname "sps0" return
 		counter reject with icmpx type admin-prohibited comment "scb: sealed"
+	}
+
+	chain to_router {
+		meta mark set meta mark and 0xffffff00
+		ct mark set ct mark and 0xffffff00 or 0x000000ff
 	}
 
 	chain to_scb {

@@ -657,34 +657,53 @@ table inet scb-redirect {
 	}
 
 	chain in_eth0 {
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
 		tcp dport @ports_branches ip daddr @servers4_branches jump redirect_branches
 		tcp dport @ports_branches ip6 daddr @servers6_branches jump redirect_branches
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
+		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
 	}
 
-	chain marked {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb }
+	chain input {
+		type filter hook input priority -140; policy accept;  # mangle + 10
+		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+	}
+
+	chain left_alone {
+		tcp flags & (fin|syn|rst|ack) != syn accept
+	}
+
+	chain new_or_invalid {
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_branches ip saddr @servers4_branches ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "branches: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_branches ip6 saddr @servers6_branches ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "branches: opened by a server"
 	}
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "sps0" : goto in_sps0 }
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain redirect_branches {
 		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "branches: from clients"
-		ct state invalid,untracked counter goto to_scb comment "branches: from clients"
+		ct state invalid,untracked counter goto to_scb comment "branches: without a connection"
 	}
 
 	chain seal_scb {
 		oifname "sps0" return
 		iifname "sps0" return
 		counter reject with icmpx type admin-prohibited comment "scb: sealed"
+	}
+
+	chain to_router {
+		meta mark set meta mark and 0xffffff00
+		ct mark set ct mark and 0xffffff00 or 0x000000ff
 	}
 
 	chain to_scb {

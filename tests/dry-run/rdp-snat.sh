@@ -53,45 +53,65 @@ table inet scb-redirect {
 	}
 
 	chain in_eth0 {
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
 		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_eth1 {
-		ct state new tcp sport @ports_rdp ip saddr @servers4_rdp meta nfproto ipv4 ip daddr != @except4_rdp counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "rdp: from servers"
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid_eth1
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
-		tcp dport @ports_rdp ip daddr @servers4_rdp counter ct mark set ct mark and 0xffffff00 or 0x00000001 comment "rdp: from the appliance"
+		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
+		tcp dport @ports_rdp ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
 	}
 
-	chain invalid {
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_rdp ip saddr @servers4_rdp meta nfproto ipv4 ip daddr != @except4_rdp goto to_scb
+	chain input {
+		type filter hook input priority -140; policy accept;  # mangle + 10
+		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
 	}
 
-	chain marked {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb }
-		ct state invalid goto invalid
+	chain left_alone {
+		tcp flags & (fin|syn|rst|ack) != syn accept
+	}
+
+	chain new_or_invalid {
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp ip daddr != @except4_rdp goto to_scb
+	}
+
+	chain new_or_invalid_eth1 {
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_rdp ip saddr @servers4_rdp ip daddr != @except4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp ip daddr != @except4_rdp goto to_scb
 	}
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain redirect_rdp {
 		ip saddr @except4_rdp return
 		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from clients"
-		ct state invalid,untracked counter goto to_scb comment "rdp: from clients"
+		ct state invalid,untracked counter goto to_scb comment "rdp: without a connection"
 	}
 
 	chain seal_scb {
 		oifname "sps0" return
 		iifname "sps0" return
 		counter reject with icmpx type admin-prohibited comment "scb: sealed"
+	}
+
+	chain to_router {
+		meta mark set meta mark and 0xffffff00
+		ct mark set ct mark and 0xffffff00 or 0x000000ff
 	}
 
 	chain to_scb {

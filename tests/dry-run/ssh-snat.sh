@@ -47,44 +47,64 @@ table inet scb-redirect {
 	}
 
 	chain in_eth0 {
+		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb, 0x0f000000 : jump left_alone }
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_eth1 {
-		ct state new tcp sport @ports_ssh ip saddr @servers4_ssh counter ct mark set ct mark and 0xf0ffffff or 0x01000000 comment "ssh: from servers"
-		goto marked
+		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb, 0x0f000000 : jump left_alone }
+		ct state invalid,new goto new_or_invalid_eth1
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xf0ffffff
-		tcp dport @ports_ssh ip daddr @servers4_ssh counter ct mark set ct mark and 0xf0ffffff or 0x01000000 comment "ssh: from the appliance"
+		ct mark and 0x0f000000 vmap { 0x01000000 : accept, 0x0f000000 : jump left_alone }
+		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter accept comment "ssh: from the appliance"
 	}
 
-	chain invalid {
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_ssh ip saddr @servers4_ssh goto to_scb
+	chain input {
+		type filter hook input priority -140; policy accept;  # mangle + 10
+		meta l4proto tcp ct mark and 0x0f000000 vmap { 0x01000000 : goto to_router }
+		meta l4proto tcp meta mark and 0x0f000000 vmap { 0x01000000 : goto to_router }
 	}
 
-	chain marked {
-		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb }
-		ct state invalid goto invalid
+	chain left_alone {
+		tcp flags & (fin|syn|rst|ack) != syn accept
+	}
+
+	chain new_or_invalid {
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x0f000000 accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh goto to_scb
+	}
+
+	chain new_or_invalid_eth1 {
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter goto to_scb comment "ssh: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x0f000000 accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh goto to_scb
 	}
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
-		goto marked
+		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb, 0x0f000000 : jump left_alone }
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain redirect_ssh {
 		ct mark set ct mark and 0xf0ffffff or 0x01000000 counter goto to_scb comment "ssh: from clients"
-		ct state invalid,untracked counter goto to_scb comment "ssh: from clients"
+		ct state invalid,untracked counter goto to_scb comment "ssh: without a connection"
 	}
 
 	chain seal_scb {
 		oifname "sps0" return
 		iifname "sps0" return
 		counter reject with icmpx type admin-prohibited comment "scb: sealed"
+	}
+
+	chain to_router {
+		meta mark set meta mark and 0xf0ffffff
+		ct mark set ct mark and 0xf0ffffff or 0x0f000000
 	}
 
 	chain to_scb {

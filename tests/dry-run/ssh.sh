@@ -47,40 +47,62 @@ table inet scb-redirect {
 	}
 
 	chain in_eth0 {
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state established,related accept
+		ct state new tcp flags & (fin|syn|rst|ack) != syn goto new_or_invalid
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_ppp_ {
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state established,related accept
+		ct state new tcp flags & (fin|syn|rst|ack) != syn goto new_or_invalid
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
+		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
 	}
 
-	chain marked {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb }
+	chain input {
+		type filter hook input priority -140; policy accept;  # mangle + 10
+		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+	}
+
+	chain left_alone {
+		tcp flags & (fin|syn|rst|ack) != syn accept
+	}
+
+	chain new_or_invalid {
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
 	}
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "sps0" : goto in_sps0 }
 		iifname "ppp*" goto in_ppp_
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain redirect_ssh {
-		ct mark and 0x000000ff == 0x00000001 counter goto to_scb comment "ssh: from clients"
-		tcp flags & (fin|syn|rst|ack) == syn ct state new ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from clients"
-		ct state invalid,untracked counter goto to_scb comment "ssh: from clients"
+		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from clients"
+		ct state invalid,untracked counter goto to_scb comment "ssh: without a connection"
 	}
 
 	chain seal_scb {
 		oifname "sps0" return
 		iifname "sps0" return
 		counter reject with icmpx type admin-prohibited comment "scb: sealed"
+	}
+
+	chain to_router {
+		meta mark set meta mark and 0xffffff00
+		ct mark set ct mark and 0xffffff00 or 0x000000ff
 	}
 
 	chain to_scb {

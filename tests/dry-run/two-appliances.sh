@@ -82,48 +82,56 @@ table inet scb-redirect {
 	}
 
 	chain in_eth0 {
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop, 0x00000002 : goto to_shell, 0x000000ff : jump left_alone }
 		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
 		tcp dport @ports_vnc ip daddr @servers4_vnc jump redirect_vnc
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
-		goto marked
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
-		tcp dport @ports_ssh ip daddr @servers4_ssh counter ct mark set ct mark and 0xffffff00 or 0x00000002 comment "ssh: from the appliance"
+		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x00000002 : accept, 0x000000ff : jump left_alone }
+		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000002 counter accept comment "ssh: from the appliance"
 	}
 
-	chain invalid {
-		ct state invalid tcp flags & (syn|rst) == 0x0 meta l4proto tcp tcp sport @ports_ssh ip saddr @servers4_ssh goto to_shell
+	chain input {
+		type filter hook input priority -140; policy accept;  # mangle + 10
+		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router, 0x00000002 : goto to_router }
+		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router, 0x00000002 : goto to_router }
 	}
 
-	chain marked {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop, 0x00000002 : goto to_shell }
-		ct state invalid goto invalid
+	chain left_alone {
+		tcp flags & (fin|syn|rst|ack) != syn accept
+	}
+
+	chain new_or_invalid {
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_vnc ip saddr @servers4_vnc ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "vnc: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh goto to_shell
 	}
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "sps0" : goto in_sps0 }
-		goto marked
+		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop, 0x00000002 : goto to_shell, 0x000000ff : jump left_alone }
+		ct state invalid,new goto new_or_invalid
 	}
 
 	chain redirect_rdp {
-		ct mark and 0x000000ff vmap { 0x00000002 : goto to_shell }
 		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_desktop comment "rdp: from clients"
-		ct state invalid,untracked counter goto to_desktop comment "rdp: from clients"
+		ct state invalid,untracked counter goto to_desktop comment "rdp: without a connection"
 	}
 
 	chain redirect_ssh {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop }
 		ct mark set ct mark and 0xffffff00 or 0x00000002 counter goto to_shell comment "ssh: from clients"
-		ct state invalid,untracked counter goto to_shell comment "ssh: from clients"
+		ct state invalid,untracked counter goto to_shell comment "ssh: without a connection"
 	}
 
 	chain redirect_vnc {
-		ct mark and 0x000000ff vmap { 0x00000002 : goto to_shell }
 		ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_desktop comment "vnc: from clients"
-		ct state invalid,untracked counter goto to_desktop comment "vnc: from clients"
+		ct state invalid,untracked counter goto to_desktop comment "vnc: without a connection"
 	}
 
 	chain seal_desktop {
@@ -140,6 +148,11 @@ table inet scb-redirect {
 
 	chain to_desktop {
 		counter meta mark set meta mark and 0xffffff00 or 0x00000001 accept comment "desktop: sent to the appliance"
+	}
+
+	chain to_router {
+		meta mark set meta mark and 0xffffff00
+		ct mark set ct mark and 0xffffff00 or 0x000000ff
 	}
 
 	chain to_shell {
