@@ -723,23 +723,20 @@ fn in_state(states: u32) -> Vec<Expression> {
 }
 
 fn connection_mark_under(mask: u32) -> Vec<Expression> {
-    vec![
-        Expression::CtLoad(CtKey::Mark),
-        Expression::Bitwise {
-            mask: mask.to_ne_bytes().to_vec(),
-            xor: vec![0; 4],
-        },
-    ]
+    under(Expression::CtLoad(CtKey::Mark), mask)
 }
 
 fn packet_mark_under(mask: u32) -> Vec<Expression> {
-    vec![
-        Expression::MetaLoad(MetaKey::Mark),
-        Expression::Bitwise {
-            mask: mask.to_ne_bytes().to_vec(),
-            xor: vec![0; 4],
-        },
-    ]
+    under(Expression::MetaLoad(MetaKey::Mark), mask)
+}
+
+/// Of all bits, nft takes the mask away.
+fn under(load: Expression, mask: u32) -> Vec<Expression> {
+    let bits = (mask != u32::MAX).then(|| Expression::Bitwise {
+        mask: mask.to_ne_bytes().to_vec(),
+        xor: vec![0; 4],
+    });
+    [load].into_iter().chain(bits).collect()
 }
 
 /// (mark & ~mask) | value, which is the same as (mark & ~mask) ^ value.
