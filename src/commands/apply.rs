@@ -117,18 +117,21 @@ fn tell_what_is_cut(
     observed: &Observed,
     terminal: &Terminal,
 ) -> Result<(), Failure> {
-    if policy.options.established == Established::Keep || policy.is_empty() {
+    if policy.is_empty() {
         return Ok(());
     }
     let model = Model::new(policy);
-    let mut seen = 0_usize;
+    let (mut seen, mut parted) = (0_usize, 0_usize);
     let cut = Conntrack::open()?.count(None, |connection| {
         seen += 1;
+        if connection.is_established_tcp() && model.parts(connection.ends(), connection.mark) {
+            parted += 1;
+        }
         connection.is_established_tcp()
             && !observed.is_own(connection.destination)
             && model.cuts(connection.ends(), connection.mark).is_some()
     })?;
-    if seen == 0 {
+    if seen == 0 && policy.options.established == Established::Redirect {
         terminal.note(
             "connection tracking has seen no connection here yet, so sessions that are open cannot \
              be counted; those of the policy are cut",
@@ -137,6 +140,14 @@ fn tell_what_is_cut(
         terminal.note(&format!(
             "cutting {}: the appliance never saw them begin (`established = \"keep\"` lets them go on)",
             super::counted(cut, "open session", "open sessions")
+        ));
+    }
+    if parted > 0 {
+        terminal.note(&format!(
+            "{} with the appliance they have, though the policy now names another for them; where it \
+             dials servers with the client's own port, they are reset (unless \
+             `net.netfilter.nf_conntrack_tcp_be_liberal` is 1)",
+            super::counted(parted, "open connection stays", "open connections stay")
         ));
     }
     Ok(())

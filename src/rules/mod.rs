@@ -382,15 +382,25 @@ impl<'p> Model<'p> {
         if is_taken || self.is_left_alone(Connection::Known(mark)) {
             return None;
         }
-        let takes = |redirect: &Redirect, client: IpAddr, (server, port): (IpAddr, u16)| {
-            redirect.servers.contains(server)
-                && redirect.ports.contains(port)
-                && !redirect.except_clients.contains(client)
-        };
         let [opener, answerer] = ends;
         self.policy.redirects.iter().position(|redirect| {
-            takes(redirect, opener.0, answerer) || takes(redirect, answerer.0, opener)
+            is_session(redirect, opener, answerer) || is_session(redirect, answerer, opener)
         })
+    }
+
+    /// Whether a connection that bears this mark stays with its appliance, although such
+    /// sessions now go through another, with SNAT. That does not hold for packets that fit no
+    /// connection, for they bear no mark: if the appliance dials servers with the client's address
+    /// *and* port, half of a session's packets are such, and the session is reset. (The kernel keeps
+    /// no tuple of theirs to go by; `nf_conntrack_tcp_be_liberal` makes them fit.)
+    #[must_use]
+    pub fn parts(self, [opener, answerer]: [(IpAddr, u16); 2], mark: u32) -> bool {
+        let Some(bearer) = self.bearer(Connection::Known(mark)) else {
+            return false;
+        };
+        self.redirects()
+            .find(|(_, redirect, _)| is_session(redirect, opener, answerer))
+            .is_some_and(|(_, redirect, appliance)| redirect.snat && appliance != bearer)
     }
 
     /// Whether rule 5 lets `packet`, with the marks that prerouting gave it, out of `output`.
@@ -423,6 +433,17 @@ impl Marked {
             self.connection.set_mark(to.set_on(mark));
         }
     }
+}
+
+/// Whether a client's session with a server is one of the redirect's, wherever it comes in.
+fn is_session(
+    redirect: &Redirect,
+    (client, _): (IpAddr, u16),
+    (server, port): (IpAddr, u16),
+) -> bool {
+    redirect.servers.contains(server)
+        && redirect.ports.contains(port)
+        && !redirect.except_clients.contains(client)
 }
 
 /// Whether a packet may be a server's answer to a client that is not excepted.
@@ -478,4 +499,165 @@ fn from_servers(redirect: &Redirect, packet: &Packet) -> bool {
         && packet
             .ports
             .is_some_and(|(port, _)| redirect.ports.contains(port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::policy;
+
+    fn two_appliances() -> Policy {
+        policy(
+            r#"
+            version = 1
+            [appliance.a]
+            address = "10.30.0.2"
+            interface = "sps0"
+            [appliance.b]
+            address = "10.40.0.2"
+            interface = "sps1"
+            [[redirect]]
+            name = "rdp"
+            appliance = "b"
+            client_interface = "eth0"
+            server_network = "10.20.0.0/24"
+            port = 3389
+            snat = true
+            [[redirect]]
+            name = "high"
+            appliance = "a"
+            client_interface = "eth0"
+            server_network = "10.21.0.0/24"
+            port = "1024-65535"
+            snat = false
+            "#,
+        )
+    }
+
+    fn ends(opener: (&str, u16), answerer: (&str, u16)) -> [(IpAddr, u16); 2] {
+        [opener, answerer].map(|(address, port)| (address.parse().unwrap(), port))
+    }
+
+    #[test]
+    fn open_sessions_are_cut_kept_or_parted() {
+        let policy = two_appliances();
+        let model = Model::new(&policy);
+        let rdp = ends(("10.10.0.7", 40000), ("10.20.0.2", 3389));
+        for (mark, cut, parted) in [
+            (0, Some(0), false),
+            // With the other appliance, before the policy was changed.
+            (1, None, true),
+            (2, None, false),
+            (0xff, None, false),
+        ] {
+            assert_eq!(model.cuts(rdp, mark), cut, "{mark}");
+            assert_eq!(model.parts(rdp, mark), parted, "{mark}");
+        }
+        // A server opened it, before the rules could see.
+        let opened = ends(("10.21.0.2", 40000), ("10.10.0.7", 22));
+        assert_eq!(model.cuts(opened, 0), Some(1));
+        assert_eq!(
+            model.cuts(ends(("10.21.0.2", 22), ("10.10.0.7", 22)), 0),
+            None
+        );
+        // Nor does one without SNAT part.
+        assert!(!model.parts(ends(("10.10.0.7", 40000), ("10.21.0.2", 3389)), 2));
+    }
+
+    #[test]
+    fn what_a_server_opens_is_left_alone_and_what_a_client_opens_never() {
+        let policy = two_appliances();
+        let model = Model::new(&policy);
+        let alone = model.left_alone().unwrap();
+        assert_eq!(
+            alone,
+            Mark {
+                value: 0xff,
+                mask: 0xff
+            }
+        );
+        let packet = |input: &str, [from, to]: [(IpAddr, u16); 2], flags, connection| Packet {
+            input: IfName::new(input).unwrap(),
+            mac: None,
+            source: from.0,
+            destination: to.0,
+            ports: Some((from.1, to.1)),
+            flags,
+            connection,
+            mark: 0,
+        };
+        let (server, client) = (("10.21.0.2", 40000), ("10.10.0.7", 22));
+        let opening = packet(
+            "eth1",
+            ends(server, client),
+            Packet::SYN,
+            Connection::New(0),
+        );
+        let opened = model.prerouting(&opening);
+        assert_eq!((opened.mark, opened.connection.mark()), (0, Some(0xff)));
+        let answer = |flags, connection| {
+            model.prerouting(&packet("eth0", ends(client, server), flags, connection))
+        };
+        let known = Connection::Known(0xff);
+        assert_eq!(answer(Packet::SYN | Packet::ACK, known).mark, 0);
+        assert_eq!(answer(Packet::ACK, known).mark, 0);
+        // The client itself opens a session with the same ends.
+        assert_eq!(answer(Packet::SYN, known).mark, 1);
+        // First seen in mid-stream, by whichever side: redirected.
+        let middle = packet(
+            "eth1",
+            ends(server, client),
+            Packet::ACK,
+            Connection::New(0),
+        );
+        let picked_up = model.prerouting(&middle).connection;
+        assert_eq!(picked_up.mark(), Some(0));
+        assert_eq!(answer(Packet::ACK, Connection::Known(0)).mark, 1);
+    }
+
+    #[test]
+    fn the_router_itself_is_locked_out_by_no_mark() {
+        let policy = two_appliances();
+        let model = Model::new(&policy);
+        let [source, destination] = ends(("10.10.0.7", 40000), ("10.20.0.1", 3389));
+        let mut packet = Packet {
+            input: IfName::new("eth0").unwrap(),
+            mac: None,
+            source: source.0,
+            destination: destination.0,
+            ports: Some((source.1, destination.1)),
+            flags: Packet::SYN,
+            connection: Connection::New(0x100),
+            mark: 0x100,
+        };
+        let marked = model.prerouting(&packet);
+        assert_eq!(
+            (marked.mark, marked.connection.mark()),
+            (0x102, Some(0x102))
+        );
+        let delivered = model.input(&packet, marked);
+        assert_eq!(
+            (delivered.mark, delivered.connection.mark()),
+            (0x100, Some(0x1ff))
+        );
+        packet.connection = delivered.connection;
+        packet.flags = Packet::ACK;
+        assert_eq!(model.prerouting(&packet).mark, 0x100);
+    }
+
+    #[test]
+    fn a_mask_without_room_leaves_nothing_alone() {
+        let mut policy = two_appliances();
+        policy.options.mark_mask = 0b11;
+        for (appliance, value) in policy.appliances.iter_mut().zip([3, 1]) {
+            appliance.mark = Mark { value, mask: 0b11 };
+        }
+        let alone = |policy: &Policy| Model::new(policy).left_alone().map(|mark| mark.value);
+        assert_eq!(alone(&policy), Some(2));
+        policy.options.mark_mask = 1;
+        for appliance in &mut policy.appliances {
+            appliance.mark = Mark { value: 1, mask: 1 };
+        }
+        assert_eq!(alone(&policy), None);
+    }
 }
