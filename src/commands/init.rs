@@ -1,6 +1,7 @@
 //! `redirect init`: looks at the router and writes a first policy.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use crate::cli::Init;
 use crate::failure::{Exit, Failure};
@@ -13,17 +14,8 @@ use crate::policy::{self, Policy, Source};
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Init, terminal: &Terminal) -> Result<Exit, Failure> {
-    if let Some(path) = &args.output
-        && files::read(path, 0).map_or(true, |found| found.is_some())
-    {
-        return Err(Failure::new(
-            Exit::Failed,
-            format!(
-                "`{}` is there already, and was left as it is",
-                path.display()
-            ),
-        )
-        .hint("move it away, or name another file"));
+    if let Some(path) = &args.output {
+        may_be_written(path)?;
     }
     let mut router = Router::open()?;
     let nothing = Policy::default();
@@ -88,6 +80,27 @@ pub(super) fn run(args: &Init, terminal: &Terminal) -> Result<Exit, Failure> {
         ));
     }
     Ok(Exit::Done)
+}
+
+/// Asked before any question, whose answers would be lost.
+fn may_be_written(path: &Path) -> Result<(), Failure> {
+    if files::read(path, 0).map_or(true, |found| found.is_some()) {
+        let message = format!(
+            "`{}` is there already, and was left as it is",
+            path.display()
+        );
+        return Err(Failure::new(Exit::Failed, message).hint("move it away, or name another file"));
+    }
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() && !directory.is_dir() => {
+            let directory = directory.display();
+            Err(
+                Failure::new(Exit::Failed, format!("there is no directory `{directory}`"))
+                    .hint(format!("`mkdir -p {directory}` makes it")),
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// From flags, and on a terminal from answers.
