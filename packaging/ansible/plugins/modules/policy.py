@@ -110,6 +110,8 @@ import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 
+# Where redirect keeps what it has done; a router that never had it has none.
+STATE = "/var/lib/redirect"
 # What redirect says with its exit status.
 DONE = 0
 DRIFT = 2
@@ -130,6 +132,8 @@ class Router:
                 drift="redirect is not installed: all of the policy would be new",
                 unconfirmed=False,
             )
+        if self.program is None and module.params["state"] == "absent" and not os.path.exists(STATE):
+            module.exit_json(changed=False, drift="", unconfirmed=False)
         if self.program is None:
             module.fail_json(msg="redirect is not installed on this router")
 
