@@ -95,21 +95,26 @@ pub fn picture(
         let Some(appliance) = policy.appliance_of(redirect) else {
             continue;
         };
-        let clients: Vec<String> = redirect
+        let interfaces: Vec<String> = redirect
             .client_interfaces
             .iter()
             .map(ToString::to_string)
             .collect();
+        let clients = if interfaces.is_empty() {
+            "no new sessions (draining)".to_owned()
+        } else {
+            format!("clients on {}", interfaces.join(", "))
+        };
         let ports: Vec<String> = redirect.ports.iter().map(ToString::to_string).collect();
         _ = writeln!(
             text,
-            "\n{}\n  clients on {} ──► {} on {} ──► {} port {}",
+            "\n{}\n  {} ──► {} on {} ──► {} port {}",
             paint(
                 colour,
                 Style::Bold,
                 &format!("redirect `{}`", redirect.name)
             ),
-            clients.join(", "),
+            clients,
             appliance.name,
             appliance.interface,
             networks(&redirect.servers),
@@ -593,6 +598,20 @@ mod tests {
                 ),
             ],
         }
+    }
+
+    #[test]
+    fn a_drained_redirect_takes_no_new_sessions() {
+        let mut draining = policy();
+        for redirect in &mut draining.redirects {
+            redirect.client_interfaces.clear();
+        }
+        let picture = picture(&draining, &[], &numbers(1000), None, false);
+        assert!(
+            picture
+                .starts_with("\nredirect `rdp`\n  no new sessions (draining) ──► scb on sps0 ──► "),
+            "{picture}"
+        );
     }
 
     #[test]
