@@ -21,8 +21,9 @@ pub const POLICY: &str = "/etc/redirect/policy.toml";
     infer_subcommands = false
 )]
 #[command(after_help = "\
-Exit status: 0 done, or in sync; 1 failed, and the router is as it was; 2 drift, or changes pending;
-64 usage; 65 bad policy; 69 the router lacks something; 75 another run holds the lock; 77 not permitted.
+Exit status: 0 done, or in sync; 1 failed, and the router is as it was; 2 drift, changes pending, or
+sessions that do not go where they should (`status`, `check`, `trace`); 64 usage; 65 bad policy;
+69 the router lacks something; 75 another run holds the lock; 77 not permitted.
 
 First steps: `redirect check policy.toml`, `redirect apply --dry-run policy.toml`,
 `redirect apply --confirm 120 policy.toml`, then `redirect confirm` over a fresh connection.")]
@@ -33,6 +34,29 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Whether what it prints is for machines, its failure included.
+    #[must_use]
+    pub fn wants_json(&self) -> bool {
+        match &self.command {
+            Command::Apply(args) => args.format == Format::Json,
+            Command::Rollback(args) => args.format == Format::Json,
+            Command::Teardown(args) => args.format == Format::Json,
+            Command::Diff(args) => args.json,
+            Command::Status(args) => args.json,
+            Command::Check(args) => args.json,
+            Command::Trace(args) => args.json,
+            Command::History(args) => args.json,
+            Command::Confirm(_)
+            | Command::Repair(_)
+            | Command::Init(_)
+            | Command::Support(_)
+            | Command::Schema
+            | Command::ConfirmWatch(_) => false,
+        }
+    }
 }
 
 /// The commands.

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use serde::Serialize;
+use serde_json::{Value, json};
+
 use crate::kernel::{FailureKind, KernelError};
 
 /// Exit codes, as the manual has them.
@@ -12,7 +15,7 @@ pub enum Exit {
     Done = 0,
     /// Failed, and the router is as it was.
     Failed = 1,
-    /// Drift, or changes pending.
+    /// Drift, changes pending, or sessions that do not go where they should.
     Pending = 2,
     /// The command line cannot be understood.
     Usage = 64,
@@ -24,6 +27,23 @@ pub enum Exit {
     Locked = 75,
     /// Not permitted.
     NotPermitted = 77,
+}
+
+impl Exit {
+    /// The same as a word, for machines.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Pending => "pending",
+            Self::Usage => "usage",
+            Self::BadPolicy => "bad-policy",
+            Self::Lacking => "lacking",
+            Self::Locked => "locked",
+            Self::NotPermitted => "not-permitted",
+        }
+    }
 }
 
 /// A command's failure, ready to be shown.
@@ -39,7 +59,9 @@ pub struct Failure {
     pub hints: Vec<String>,
     /// Text that is complete in itself (a policy's errors with their carets), shown
     /// before the message.
-    pub report: Option<String>,
+    pub report: Option<Box<str>>,
+    /// Its reasons one by one, each with a code of its own, for machines.
+    pub findings: Vec<Value>,
 }
 
 impl Failure {
@@ -52,6 +74,7 @@ impl Failure {
             details: Vec::new(),
             hints: Vec::new(),
             report: None,
+            findings: Vec::new(),
         }
     }
 
@@ -60,6 +83,27 @@ impl Failure {
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.details.push(detail.into());
         self
+    }
+
+    /// Adds a reason, for machines.
+    #[must_use]
+    pub fn finding(mut self, finding: &impl Serialize) -> Self {
+        // What cannot be written as JSON is in the report all the same.
+        self.findings.extend(serde_json::to_value(finding));
+        self
+    }
+
+    /// The whole of it for machines.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        json!({
+            "code": self.exit.code(),
+            "exit": self.exit as u8,
+            "message": self.message,
+            "details": self.details,
+            "hints": self.hints,
+            "findings": self.findings,
+        })
     }
 
     /// Adds what to do next.

@@ -39,7 +39,10 @@ rm -rf /etc/iproute2/rt_tables.d
 mkdir /var/lib/policies
 sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
 ip link set lo up
-for link in sps0:10.30.0.1/24:fd00:30::1/64 eth0:10.10.0.1/24:fd00:10::1/64; do
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+for link in sps0:10.30.0.1/24:fd00:30::1/64 eth0:10.10.0.1/24:fd00:10::1/64 \
+    eth1:10.20.0.1/24:fd00:20::1/64; do
     name=${link%%:*}; rest=${link#*:}
     ip link add "$name" type veth peer name "${name}p"
     ip address add "${rest%%:*}" dev "$name"

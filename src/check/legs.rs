@@ -11,6 +11,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::kernel::route::{Answer, Question, Way};
@@ -227,7 +228,8 @@ fn server(
 }
 
 /// Whether it is an address of the router itself.
-fn is_own(observed: &Observed, address: IpAddr) -> bool {
+#[must_use]
+pub fn is_own(observed: &Observed, address: IpAddr) -> bool {
     observed
         .addresses
         .iter()
@@ -456,6 +458,11 @@ pub fn ports(number: Number, session: &Session) -> (u16, u16) {
 pub fn words(answer: &Result<Answer, String>) -> String {
     match answer {
         Ok(Answer::Route(way)) => way_words(way.via, way.interface.as_ref()),
+        // `fib_validate_source` in the kernel's `net/ipv4/fib_frontend.c`.
+        Ok(Answer::Refused(Errno::EINVAL | Errno::EXDEV)) => {
+            "dropped, its source is not expected there (rp_filter)".to_owned()
+        }
+        Ok(Answer::Refused(Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => "no route".to_owned(),
         Ok(Answer::Refused(errno)) => format!("refused: {}", errno.desc().to_lowercase()),
         Err(reason) => reason.clone(),
     }

@@ -7,10 +7,11 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use nix::errno::Errno;
 use serde::Serialize;
 
-use super::foreign::walk::{self, Event, What};
-use super::foreign::{Hook, State};
+use super::foreign::walk::{self, Event, Traveller, What};
+use super::foreign::{Effect, Hook, State, Step};
 use super::legs::{self, Asked, Leg, Number, Session};
 use super::packets::{OurRules, traveller, with_ours};
 use super::text::Emphasis;
@@ -54,14 +55,50 @@ pub enum Fate {
         appliance: String,
         /// The first leg that fails.
         leg: usize,
+        /// How.
+        #[serde(flatten)]
+        failing: Failing,
     },
-    /// No redirect takes it.
+    /// It goes to no appliance.
     Direct {
-        /// By redirect, why not.
+        /// Why not; by redirect, where none takes it.
         why: Vec<String>,
         /// Where it goes.
         way: String,
     },
+}
+
+/// How a session fails that a redirect takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failing {
+    /// What becomes of it.
+    pub ending: Ending,
+    /// What happens to the packet.
+    pub because: String,
+}
+
+/// What becomes of a session that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// It reaches its server, and no appliance sees it.
+    Leaks,
+    /// Its opener is told so at once.
+    Refused,
+    /// Packets vanish; its opener waits.
+    Hangs,
+}
+
+impl Ending {
+    /// What a session does that ends so.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Leaks => "reaches its server unrecorded",
+            Self::Refused => "is refused",
+            Self::Hangs => "hangs",
+        }
+    }
 }
 
 /// The whole trace.
@@ -102,6 +139,9 @@ pub struct TraceLeg {
     pub kernel: Option<String>,
     /// What to make of it.
     pub verdict: Outcome,
+    /// What happens to the packet instead, where it goes astray.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fails: Option<Failing>,
 }
 
 /// The redirect that takes the first packet of a session.
@@ -209,13 +249,17 @@ pub fn follow(case: &Case<'_>, request: Request, asked: &Asked, kernel: bool) ->
             Number::ApplianceToServer | Number::ServerToAppliance => of_appliance,
         };
         let followed = follow_leg(case, redirect, asked, leg, connection, kernel);
-        if followed.verdict == Outcome::Astray && broken.is_none() {
-            broken = Some(followed.leg);
+        if let (None, Some(failing)) = (&broken, &followed.fails) {
+            broken = Some((followed.leg, failing.clone()));
         }
         legs_followed.push(followed);
     }
     if broken.is_none() && asked.legs.len() < Number::ALL.len() {
-        broken = Some(Number::ApplianceToServer.number());
+        let failing = Failing {
+            ending: Ending::Refused,
+            because: format!("the router knows no way to {}", asked.session.server),
+        };
+        broken = Some((Number::ApplianceToServer.number(), failing));
     }
     let (redirect, appliance) = (redirect.name.to_string(), appliance.name.to_string());
     Some(Trace {
@@ -225,10 +269,11 @@ pub fn follow(case: &Case<'_>, request: Request, asked: &Asked, kernel: bool) ->
                 redirect,
                 appliance,
             },
-            Some(leg) => Fate::Broken {
+            Some((leg, failing)) => Fate::Broken {
                 redirect,
                 appliance,
                 leg,
+                failing,
             },
         },
         in_force: case.in_force,
@@ -265,20 +310,15 @@ fn follow_leg(
         route: String::new(),
         kernel: None,
         verdict: Outcome::AsExpected,
+        fails: None,
     };
     let through = travel(case, asked, leg, connection, &mut followed);
     followed.marks = if routing::packets_drifted(case) {
-        followed.verdict = Outcome::Astray;
-        "our packet rules are not in place; see `redirect check`".to_owned()
+        "our packet rules are not as they were applied".to_owned()
     } else {
         marks(case, redirect, leg, through.mark, through.connection_mark)
     };
     followed.route = route_words(case, redirect, leg);
-    let should = leg.question.mark != 0;
-    let bears = case
-        .policy
-        .appliance_of(redirect)
-        .is_some_and(|appliance| appliance.mark.is_borne_by(through.mark));
     if kernel {
         let outcome = routing::outcome(case, leg);
         let answer = if outcome == Outcome::OnceApplied {
@@ -287,21 +327,137 @@ fn follow_leg(
             &leg.answer
         };
         followed.kernel = Some(legs::words(answer));
-        if followed.verdict == Outcome::AsExpected {
-            followed.verdict = outcome;
-        }
+        followed.verdict = outcome;
     }
-    if !through.arrives || should != bears {
+    followed.fails = failing(case, redirect, asked, leg, &through, followed.verdict);
+    if followed.fails.is_some() {
         followed.verdict = Outcome::Astray;
     }
     followed
 }
 
+/// What keeps a leg's packet from its way, and what that means for the session; in the order in
+/// which the packet meets it.
+fn failing(
+    case: &Case<'_>,
+    redirect: &Redirect,
+    asked: &Asked,
+    leg: &Leg,
+    through: &Through,
+    outcome: Outcome,
+) -> Option<Failing> {
+    let fails = |ending, because: String| Some(Failing { ending, because });
+    let family = asked.session.family;
+    let question = &leg.question;
+    let input = question.input.as_ref()?;
+    let should = question.mark != 0;
+    let is_first = leg.number == Number::ClientToAppliance;
+    // Where a packet goes that should go to the appliance, and does not.
+    let past = if is_first {
+        (Ending::Leaks, "it goes to its server directly")
+    } else {
+        (
+            Ending::Hangs,
+            "it goes to the client directly, and the appliance waits for it",
+        )
+    };
+    if routing::packets_drifted(case) {
+        return fails(
+            past.0,
+            "our packet rules are not as they were applied; `redirect repair` puts them back"
+                .to_owned(),
+        );
+    }
+    if let Some((ending, by)) = &through.dropped {
+        return fails(*ending, by.clone());
+    }
+    let mark = case.policy.appliance_of(redirect)?.mark;
+    let bears = mark.is_borne_by(through.mark);
+    if bears && !should {
+        return fails(
+            Ending::Hangs,
+            "it comes from the appliance and bears its mark, so it is sent back there, in circles"
+                .to_owned(),
+        );
+    }
+    let is_sealed = Model::new(case.policy).is_sealed();
+    if should && !bears {
+        let is_held = is_sealed && mark.is_borne_by(through.connection_mark);
+        return if is_held {
+            let because = "it has lost its mark when its route is chosen; the seal, which knows its connection's, refuses it";
+            fails(Ending::Refused, because.to_owned())
+        } else {
+            fails(
+                past.0,
+                format!(
+                    "it has lost its mark when its route is chosen, and its connection's, too: {}",
+                    past.1
+                ),
+            )
+        };
+    }
+    if !case.surroundings.forwards(family, input) {
+        return fails(
+            Ending::Hangs,
+            format!("the router forwards no {family} packets that come in on `{input}`"),
+        );
+    }
+    if outcome != Outcome::Astray {
+        return through.hidden.clone().and_then(|by| {
+            fails(
+                Ending::Hangs,
+                format!("{by}: the appliance dials the server with the router's own address, and the router drops that"),
+            )
+        });
+    }
+    let expected = legs::way_words(leg.expected.via, Some(&leg.expected.interface));
+    match &leg.answer {
+        Ok(Answer::Refused(Errno::EINVAL | Errno::EXDEV)) => fails(
+            Ending::Hangs,
+            format!(
+                "the reverse path filter drops it: {} is not expected to come in on `{input}` (rp_filter)",
+                question.from.map_or_else(|| "its source".to_owned(), |from| from.to_string())
+            ),
+        ),
+        Ok(Answer::Route(way)) => {
+            let way_there = legs::way_words(way.via, way.interface.as_ref());
+            let leaves = way.interface.as_ref() != Some(&leg.expected.interface);
+            match (should && leaves, is_sealed) {
+                (true, true) => fails(
+                    Ending::Refused,
+                    format!("it is routed {way_there} instead of {expected}; the seal refuses it"),
+                ),
+                (true, false) => fails(
+                    past.0,
+                    format!("it is routed {way_there} instead of {expected}"),
+                ),
+                (false, _) => fails(
+                    Ending::Hangs,
+                    format!("it is routed {way_there} instead of {expected}"),
+                ),
+            }
+        }
+        Ok(Answer::Refused(_)) if should => fails(
+            Ending::Refused,
+            "no route leads to the appliance (its link is down, or its route is gone), so it is refused".to_owned(),
+        ),
+        Ok(Answer::Refused(_)) => fails(
+            Ending::Refused,
+            format!("the router has no route to {}", question.to),
+        ),
+        Err(reason) => fails(Ending::Hangs, format!("the kernel could not be asked: {reason}")),
+    }
+}
+
 /// How a packet came out of all packet rules.
+#[derive(Default)]
 struct Through {
-    arrives: bool,
     mark: u32,
     connection_mark: u32,
+    /// What drops it, if anything does.
+    dropped: Option<(Ending, String)>,
+    /// What hides the client from an appliance that must know it.
+    hidden: Option<String>,
 }
 
 fn travel(
@@ -327,11 +483,7 @@ fn travel(
         state,
     );
     let Some(mut traveller) = made else {
-        return Through {
-            arrives: false,
-            mark: 0,
-            connection_mark: 0,
-        };
+        return Through::default();
     };
     if let Some((_, mark)) = *connection {
         traveller.connection_mark = mark;
@@ -339,53 +491,60 @@ fn travel(
     let rules = with_ours(case);
     let mut ours = OurRules::new(case.policy);
     let mut events = Vec::new();
-    let mut arrives = walk::pass(
-        &rules,
-        Hook::Prerouting,
-        &mut traveller,
-        &mut ours,
-        &mut events,
-    );
+    let mut pass = |hook, traveller: &mut Traveller, events: &mut Vec<_>| {
+        walk::pass(&rules, hook, traveller, &mut ours, events)
+    };
+    let mut through = Through::default();
+    let mut arrives = pass(Hook::Prerouting, &mut traveller, &mut events);
+    // The route is chosen by the mark that it has here.
+    through.mark = traveller.mark;
+    through.connection_mark = traveller.connection_mark;
     if arrives {
         traveller.output = Some(leg.expected.interface.clone());
-        arrives = walk::pass(
-            &rules,
-            Hook::Forward,
-            &mut traveller,
-            &mut ours,
-            &mut events,
-        );
+        arrives = pass(Hook::Forward, &mut traveller, &mut events);
     }
-    if arrives && leg.number == Number::ClientToAppliance {
+    if !arrives {
+        let by = events
+            .iter()
+            .rev()
+            .find(|event| event.what == What::Dropped);
+        through.dropped = Some(by.map_or_else(
+            || (Ending::Hangs, "it is dropped".to_owned()),
+            |event| (drop_ending(event), event_words(event).unwrap_or_default()),
+        ));
+    } else if is_first {
         let seen = events.len();
-        walk::pass(
-            &rules,
-            Hook::Postrouting,
-            &mut traveller,
-            &mut ours,
-            &mut events,
-        );
-        // The appliance would dial the server with the router's own address, which the router
-        // drops when it comes in.
-        let hidden = events
+        pass(Hook::Postrouting, &mut traveller, &mut events);
+        let source_nat = events
             .iter()
             .skip(seen)
-            .any(|event| event.what == What::SourceNat);
+            .find(|event| event.what == What::SourceNat);
         let snat = case
             .policy
             .redirects
             .get(asked.session.redirect)
             .is_some_and(|redirect| redirect.snat);
-        arrives = !(hidden && snat);
+        through.hidden = source_nat
+            .filter(|_| snat && leg.number == Number::ClientToAppliance)
+            .and_then(event_words);
     }
     if is_first {
         *connection = Some((traveller.state, traveller.connection_mark));
     }
     followed.others = events.iter().filter_map(event_words).collect();
-    Through {
-        arrives,
-        mark: traveller.mark,
-        connection_mark: traveller.connection_mark,
+    through
+}
+
+/// Whether whoever sent it is told.
+fn drop_ending(event: &Event<'_>) -> Ending {
+    let rejects = event
+        .site
+        .rule
+        .is_some_and(|rule| rule.steps.contains(&Step::Do(Effect::Reject)));
+    if rejects {
+        Ending::Refused
+    } else {
+        Ending::Hangs
     }
 }
 
@@ -458,16 +617,7 @@ fn endpoint(address: IpAddr, port: u16) -> String {
 
 /// A session that no redirect takes.
 #[must_use]
-pub fn direct(
-    in_force: bool,
-    request: Request,
-    why: Vec<String>,
-    answer: Option<&Result<Answer, String>>,
-) -> Trace {
-    let way = answer.map_or_else(
-        || "as the router's own routes have it".to_owned(),
-        legs::words,
-    );
+pub fn direct(in_force: bool, request: Request, why: Vec<String>, way: String) -> Trace {
     Trace {
         request,
         fate: Fate::Direct { why, way },
@@ -503,12 +653,14 @@ pub fn text(trace: &Trace, paint: &dyn Fn(Emphasis, &str) -> String) -> String {
             redirect,
             appliance,
             leg,
+            failing,
         } => {
             _ = writeln!(
                 text,
-                "taken by `{redirect}` for appliance `{appliance}`, but {}",
-                paint(Emphasis::Error, &format!("leg {leg} fails"))
+                "taken by `{redirect}` for appliance `{appliance}`, but {} at leg {leg}",
+                paint(Emphasis::Error, failing.ending.words()),
             );
+            _ = writeln!(text, "  {}", failing.because);
         }
         Fate::Direct { why, way } => {
             _ = writeln!(
@@ -539,14 +691,23 @@ pub fn text(trace: &Trace, paint: &dyn Fn(Emphasis, &str) -> String) -> String {
             _ = writeln!(text, "  others  {other}");
         }
         _ = writeln!(text, "  route   {}", leg.route);
-        let verdict = match leg.verdict {
-            Outcome::AsExpected => paint(Emphasis::Good, "ok"),
-            Outcome::OnceApplied => paint(Emphasis::Quiet, "once applied"),
-            Outcome::Astray => paint(Emphasis::Error, "FAILS"),
+        let verdict = match (&leg.fails, leg.verdict) {
+            (Some(_), _) | (None, Outcome::Astray) => String::new(),
+            (None, Outcome::AsExpected) => format!(": {}", paint(Emphasis::Good, "ok")),
+            (None, Outcome::OnceApplied) => {
+                format!(": {}", paint(Emphasis::Quiet, "once applied"))
+            }
         };
-        match &leg.kernel {
-            Some(kernel) => _ = writeln!(text, "  kernel  {kernel}: {verdict}"),
-            None => _ = writeln!(text, "  kernel  not asked: {verdict}"),
+        let kernel = leg.kernel.as_deref().unwrap_or("not asked");
+        _ = writeln!(text, "  kernel  {kernel}{verdict}");
+        if let Some(failing) = &leg.fails {
+            _ = writeln!(
+                text,
+                "  {}   the session {}: {}",
+                paint(Emphasis::Error, "FAILS"),
+                failing.ending.words(),
+                failing.because
+            );
         }
     }
     text

@@ -25,9 +25,10 @@ pub(super) fn run(args: &Diff, terminal: &Terminal) -> Result<Exit, Failure> {
     };
     show_warnings(&planned, terminal);
     let differences = difference::differences(&planned.plan);
-    if args.json {
+    // Machines read one object; refusals come as that of the failure.
+    if args.json && planned.refusals.is_empty() {
         terminal.data(&json::differences(&differences))?;
-    } else {
+    } else if !args.json {
         terminal.data(&difference::text(&differences, terminal.colour_out()))?;
     }
     if !planned.refusals.is_empty() {

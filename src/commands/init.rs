@@ -57,7 +57,7 @@ pub(super) fn run(args: &Init, terminal: &Terminal) -> Result<Exit, Failure> {
             color: terminal.colour_err(),
             ..policy::Style::default()
         };
-        failure.report = Some(policy::render(&errors.diagnostics, &source, style));
+        failure.report = Some(policy::render(&errors.diagnostics, &source, style).into());
         return Err(failure);
     }
     match &args.output {

@@ -33,6 +33,7 @@ use crate::plan::Finding;
 use crate::plan::Ledger;
 use crate::plan::planner::{self, Planned};
 use crate::policy::{self, Code, Diagnostic, Locations, Policy, Reading, Source, Style};
+use crate::render;
 use crate::terminal::Terminal;
 
 /// Runs the command that was typed; what it fails with is shown here and nowhere else.
@@ -40,26 +41,44 @@ use crate::terminal::Terminal;
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors; clap prints each where it belongs.
-            _ = error.print();
-            let exit = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Done
-            };
-            return ExitCode::from(exit as u8);
-        }
+        Err(error) => return ExitCode::from(not_a_command(&error) as u8),
     };
     let terminal = Terminal::of_this_process(cli.quiet);
     let exit = match perform(&cli, &terminal) {
         Ok(exit) => exit,
         Err(failure) => {
             terminal.fail(&failure);
+            if cli.wants_json() {
+                // Where even this cannot be written, standard error has it.
+                _ = terminal.data(&render::json::failure(&failure));
+            }
             failure.exit
         }
     };
     ExitCode::from(exit as u8)
+}
+
+/// What was typed asks for help or the version, or cannot be understood.
+fn not_a_command(error: &clap::Error) -> Exit {
+    if error.use_stderr() {
+        // Nobody is left to tell where standard error itself cannot be written.
+        _ = error.print();
+        return Exit::Usage;
+    }
+    let terminal = Terminal::of_this_process(false);
+    let text = error.render();
+    let text = if terminal.colour_out() {
+        text.ansi().to_string()
+    } else {
+        text.to_string()
+    };
+    match terminal.data(&text) {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            terminal.fail(&failure);
+            failure.exit
+        }
+    }
 }
 
 fn perform(cli: &Cli, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -123,8 +142,8 @@ fn read_source(source: Source, terminal: &Terminal) -> Result<Typed, Failure> {
             );
             let mut failure = Failure::new(Exit::BadPolicy, message);
             let report = policy::render(&errors.diagnostics, &source, style(terminal));
-            failure.report = Some(report);
-            Err(failure)
+            failure.report = Some(report.into());
+            Err(errors.diagnostics.iter().fold(failure, Failure::finding))
         }
     }
 }
@@ -166,12 +185,12 @@ impl Typed {
             format!("`{name}` cannot be applied on this router; nothing was changed"),
         );
         if !placed.is_empty() {
-            failure.report = Some(policy::render(&placed, &self.source, style(terminal)));
+            failure.report = Some(policy::render(&placed, &self.source, style(terminal)).into());
         }
         for other in others {
             failure = failure.detail(&other.message).hint(&other.hint);
         }
-        failure
+        refusals.iter().fold(failure, Failure::finding)
     }
 }
 
@@ -197,7 +216,7 @@ fn unsuited(refusals: &[Finding], what: &str) -> Failure {
         }
         failure = failure.hint(format!("{key}{}", refusal.hint));
     }
-    failure
+    refusals.iter().fold(failure, Failure::finding)
 }
 
 fn show_warnings(planned: &Planned, terminal: &Terminal) {

@@ -132,7 +132,7 @@ fn read(journal: &Journal, target: Option<&Digest>) -> Result<(Policy, Option<So
             );
             let style = policy::Style::default();
             Err(Failure {
-                report: Some(policy::render(&errors.diagnostics, &source, style)),
+                report: Some(policy::render(&errors.diagnostics, &source, style).into()),
                 ..failure
             })
         }

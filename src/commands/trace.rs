@@ -111,12 +111,34 @@ fn follow(
     lookup: &mut dyn FnMut(&Question) -> Result<Answer, String>,
     kernel: bool,
 ) -> Result<Traced, Failure> {
+    let own = [
+        (
+            request.server,
+            "is this router itself: what it answers itself crosses no appliance and is not recorded",
+            "no further than this router",
+        ),
+        (
+            request.client,
+            "is this router itself: what it opens itself is not redirected",
+            "as the router's own routes have it",
+        ),
+    ];
+    for (address, why, way) in own {
+        if legs::is_own(case.observed, address) {
+            let why = vec![format!("{address} {why}")];
+            return Ok(trace::direct(case.in_force, request, why, way.to_owned()));
+        }
+    }
     let redirect = match trace::taker(case.policy, &request) {
         Ok(redirect) => redirect,
         Err(why) => {
             let question = Question::forwarded(request.client, request.server, &request.input);
-            let answer = kernel.then(|| lookup(&question));
-            return Ok(trace::direct(case.in_force, request, why, answer.as_ref()));
+            let way = if kernel {
+                legs::words(&lookup(&question))
+            } else {
+                "as the router's own routes have it".to_owned()
+            };
+            return Ok(trace::direct(case.in_force, request, why, way));
         }
     };
     let sessions = vec![trace::session(redirect, &request)];

@@ -20,7 +20,7 @@ use crate::nft;
 use crate::observation::{FileContent, Sysctl};
 
 /// Something about this router that does not suit the policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What it is: never changes its meaning from one version to the next.
     pub code: &'static str,

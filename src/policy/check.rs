@@ -120,6 +120,15 @@ fn merged<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
     items.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
+/// All addresses of a family.
+fn everything(family: Family) -> Networks {
+    let all = match family {
+        Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+    };
+    Networks::merged([all])
+}
+
 fn networks_of(many: &Many<RawNetworks>) -> Networks {
     Networks::merged(
         many.items
@@ -133,6 +142,20 @@ fn networks_of(many: &Many<RawNetworks>) -> Networks {
 fn something_to_do(raw: &Raw, reader: &mut Reader<'_>) {
     let end = reader.source.text.trim_end().len();
     let end = Span::of_policy(end..end);
+    let none = raw.appliances.is_empty() && raw.redirects.is_empty();
+    if none && raw.appliances_complete && raw.redirects_complete {
+        let diagnostic = reader
+            .diagnostic(
+                Code::NothingToDo,
+                end,
+                "",
+                "this policy redirects nothing: it has no appliance and no redirect",
+            )
+            .wanted("`[appliance.NAME]` and `[[redirect]]`, their keys below")
+            .hint("take the `#` away from what you need, or let `redirect init` write a first policy; `redirect teardown` takes an applied one back");
+        reader.report(diagnostic);
+        return;
+    }
     if raw.appliances.is_empty() && raw.appliances_complete {
         let diagnostic = reader
             .diagnostic(
@@ -449,17 +472,47 @@ fn known<'r>(redirect: &'r RawRedirect, raw: &Raw, reader: &mut Reader<'_>) -> K
     let all = networks_of(&redirect.servers);
     let except = networks_of(&redirect.except_servers);
     let servers = all.without(&except);
-    if servers.is_empty() && !all.is_empty() && redirect.servers.complete {
-        let diagnostic = reader
-            .diagnostic(
-                Code::NothingLeft,
-                redirect.except_servers.span,
-                redirect.except_servers.key.as_str(),
-                format!("this leaves no server for {}", redirect.called()),
+    let clients = networks_of(&redirect.except_clients);
+    for family in Family::ALL {
+        if !redirect.servers.complete || all.is_empty_of(family) {
+            continue;
+        }
+        let what = |whose: &str| {
+            let of_family = if Family::ALL.iter().any(|other| all.is_empty_of(*other)) {
+                String::new()
+            } else {
+                format!("{family} ")
+            };
+            format!(
+                "this leaves no {of_family}{whose} for {}",
+                redirect.called()
             )
-            .wanted("less than all of `server_network`")
-            .related(reader.source, redirect.servers.span, "all of these");
-        reader.report(diagnostic);
+        };
+        let many = &redirect.except_servers;
+        if servers.is_empty_of(family) {
+            let diagnostic = reader
+                .diagnostic(
+                    Code::NothingLeft,
+                    many.span,
+                    many.key.as_str(),
+                    what("server"),
+                )
+                .wanted("less than all of `server_network`")
+                .related(reader.source, redirect.servers.span, "all of these");
+            reader.report(diagnostic);
+        }
+        let many = &redirect.except_clients;
+        if everything(family).without(&clients).is_empty() {
+            let diagnostic = reader
+                .diagnostic(
+                    Code::NothingLeft,
+                    many.span,
+                    many.key.as_str(),
+                    what("client"),
+                )
+                .wanted("less than all addresses that there are");
+            reader.report(diagnostic);
+        }
     }
     if redirect.servers.complete {
         for field in &redirect.except_servers.items {

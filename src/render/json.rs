@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::difference::{self, Difference};
+use crate::failure::Failure;
 use crate::plan::Plan;
 
 /// Version of the forms below; it changes when a field goes or means something else.
@@ -33,6 +34,12 @@ pub fn differences(differences: &[Difference]) -> String {
         "in_sync": differences.is_empty(),
         "differences": differences,
     }))
+}
+
+/// A failure.
+#[must_use]
+pub fn failure(failure: &Failure) -> String {
+    pretty(&json!({ "version": VERSION, "error": failure.json() }))
 }
 
 /// Indented, with a line's end.

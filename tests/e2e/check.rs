@@ -455,6 +455,136 @@ fn trace_agrees_with_what_packets_do() {
     );
 }
 
+/// What `status` ends with, and its report.
+fn status(lab: &Lab) -> (i32, Value) {
+    let outcome = lab.redirect(&["status", "--json"]);
+    let report = serde_json::from_str(&outcome.stdout)
+        .unwrap_or_else(|_| panic!("{}{}", outcome.stdout, outcome.stderr));
+    (outcome.code, report)
+}
+
+/// Each of these lets sessions past the appliance, or ends them, with everything of ours in place.
+const OTHERS: &[(&str, &str, &str, &str)] = &[
+    (
+        "ip rule add priority 50 iif eth0 lookup 200; ip route add 10.20.0.0/24 via 10.40.0.2 table 200",
+        "ip rule del priority 50",
+        "rule-before-ours",
+        "is refused",
+    ),
+    (
+        "nft 'table inet wipe { chain pre { type filter hook prerouting priority -100; ct mark set 0; meta mark set 0; }; }'",
+        "nft delete table inet wipe",
+        "mark-overwritten",
+        "reaches its server unrecorded",
+    ),
+    (
+        "ip route add 10.20.0.0/24 via 10.40.0.2 table 103",
+        "ip route del 10.20.0.0/24 table 103",
+        "foreign-route",
+        "is refused",
+    ),
+    (
+        "nft 'table inet stop { chain c { type filter hook forward priority 0; iifname \"eth0\" oifname \"sps0\" drop; }; }'",
+        "nft delete table inet stop",
+        "forward-drop",
+        "hangs",
+    ),
+    (
+        "sysctl -qw net.ipv4.conf.eth1.src_valid_mark=1",
+        "sysctl -qw net.ipv4.conf.eth1.src_valid_mark=0",
+        "src-valid-mark",
+        "hangs",
+    ),
+];
+
+#[test]
+fn status_and_trace_say_what_others_do_to_sessions() {
+    let Some(lab) = Lab::up("status-others", &[]) else {
+        return;
+    };
+    lab.mode(Mode::ClientAddress);
+    lab.apply(POLICY);
+    // The policy in force is what is meant where no other is.
+    lab.router("rm /etc/redirect/policy.toml");
+    let checked = lab.redirect(&["check"]).ended(0);
+    assert!(
+        checked.stderr.starts_with(
+            "there is no `/etc/redirect/policy.toml`; this is about the policy in force, "
+        ),
+        "{}",
+        checked.stderr
+    );
+    let trace = ["trace", "--from", "10.10.0.2", "--to", "10.20.0.2:3389"];
+    for (spoils, mends, code, ending) in OTHERS {
+        let (exit, report) = status(&lab);
+        assert_eq!((exit, &report["troubles"]), (0, &serde_json::json!([])));
+        lab.router(spoils);
+        let (exit, report) = status(&lab);
+        assert_eq!(exit, 2, "{spoils}: {report:#}");
+        assert_eq!(report["drift"], serde_json::json!([]), "{spoils}");
+        assert_eq!(report["troubles"][0]["code"], *code, "{report:#}");
+        let shown = lab.redirect(&["status"]).ended(2).stdout;
+        assert!(shown.contains("ASTRAY") && shown.contains(code), "{shown}");
+        let metrics = lab.redirect(&["status", "--prometheus"]).ended(2).stdout;
+        assert!(metrics.contains("redirect_in_sync 0\n"), "{metrics}");
+        let traced = lab.redirect(&trace).ended(2).stdout;
+        let headline = traced.lines().next().unwrap();
+        assert!(headline.contains(ending), "{spoils}: {traced}");
+        let session = lab.ask("client", SERVERS[0], 3389);
+        let leaked = ending.contains("unrecorded").then_some(Way::Direct);
+        assert_eq!(session.way(), leaked, "{spoils}: {session:?}");
+        lab.router(mends);
+    }
+    // The router itself is no server behind it.
+    let own = lab.redirect(&["trace", "--from", "10.10.0.2", "--to", "10.20.0.1:3389"]);
+    assert_eq!(
+        own.ended(2).stdout,
+        "10.10.0.2:40000 to 10.20.0.1:3389, in on `eth0`: not redirected, goes no further than this router\n  \
+         10.20.0.1 is this router itself: what it answers itself crosses no appliance and is not recorded\n"
+    );
+}
+
+#[test]
+fn failures_are_json_where_json_is_asked_for() {
+    let Some(lab) = Lab::up("json-failures", &[]) else {
+        return;
+    };
+    lab.policy("version = 1\nport = 22\n");
+    for words in [
+        "check --json",
+        "diff --json",
+        "trace --json --from 10.10.0.2 --to 10.20.0.2:22",
+        "apply --dry-run --format json",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        let outcome = lab.redirect(&words).ended(65);
+        let value: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(value["error"]["code"], "bad-policy", "{value:#}");
+        assert_eq!(value["error"]["findings"][0]["code"], "P002", "{value:#}");
+        assert!(outcome.stderr.contains("error[P002]"), "{}", outcome.stderr);
+    }
+    // What the router lacks, too.
+    lab.policy(&POLICY.replace("sps0", "sps9"));
+    let outcome = lab.redirect(&["diff", "--json"]).ended(69);
+    let value: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(value["error"]["findings"][0]["code"], "interface-missing");
+    // Output that cannot be written is a failure, that of `--help` too.
+    let redirect = under_test();
+    for words in ["--help", "--version", "schema"] {
+        let script = format!("{redirect} {words} > /dev/full");
+        lab.run("router", &["sh", "-c", &script]).ended(1);
+    }
+    // Servers that the appliance shares its interface with, and no `mac`: nothing is missing of
+    // the router.
+    lab.policy(&POLICY.replace("\"10.20.0.0/24\"", "\"10.30.0.128/25\""));
+    let (code, report) = check(&lab);
+    assert_eq!(
+        (code, codes(&report)[0]),
+        (2, "shared-without-mac"),
+        "{report:#}"
+    );
+}
+
 #[test]
 fn a_rule_that_gets_before_our_iptables_chain_is_named() {
     for variant in ["nft", "legacy"] {
