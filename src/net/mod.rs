@@ -3,6 +3,7 @@
 
 mod interface;
 mod mark;
+mod packed;
 mod ranges;
 mod route;
 

@@ -4,12 +4,14 @@
 //! not applied to what comes over netlink; so all merging happens here, once.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Family;
+use super::{Family, packed};
 
 /// A number that ranges are made of: a port, or an address as an integer.
 pub trait Step: Copy + Ord {
@@ -51,10 +53,52 @@ impl<T: Clone> From<Range<T>> for (T, T) {
     }
 }
 
-/// Sorted, disjoint ranges with a gap between any two.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+/// Sorted, disjoint ranges with a gap between any two. In the journal, a list of pairs, or, where
+/// there are many, one text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ranges<T: Clone>(Vec<Range<T>>);
+
+/// So many are written for people to read.
+const READABLE: usize = 100;
+
+impl<T: Step + Into<u128> + Serialize> Serialize for Ranges<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.len() <= READABLE {
+            self.0.serialize(serializer)
+        } else {
+            serializer.serialize_str(&packed::pack(&self.0))
+        }
+    }
+}
+
+impl<'de, T: Step + TryFrom<u128> + Deserialize<'de>> Deserialize<'de> for Ranges<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader(PhantomData)).map(Self)
+    }
+}
+
+/// Reads both forms.
+struct Reader<T>(PhantomData<T>);
+
+impl<'de, T: Step + TryFrom<u128> + Deserialize<'de>> Visitor<'de> for Reader<T> {
+    type Value = Vec<Range<T>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ranges")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        packed::unpack(text).ok_or_else(|| E::custom("ranges that are not packed as ours are"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut ranges = Vec::new();
+        while let Some(range) = list.next_element()? {
+            ranges.push(range);
+        }
+        Ok(ranges)
+    }
+}
 
 impl<T: Clone> Default for Ranges<T> {
     fn default() -> Self {
@@ -331,6 +375,32 @@ mod tests {
 
     fn ranges(pairs: &[(u16, u16)]) -> Ranges<u16> {
         Ranges::merged(pairs.iter().map(|&pair| pair.into()).collect())
+    }
+
+    /// Few for people to read, many in one text; what an older build wrote is read all the same.
+    #[test]
+    fn both_forms_are_read() {
+        fn check<T>(ranges: &Ranges<T>, is_readable: bool)
+        where
+            T: Step + Into<u128> + TryFrom<u128> + Serialize + serde::de::DeserializeOwned,
+            T: std::fmt::Debug,
+        {
+            let text = serde_json::to_string(ranges).unwrap();
+            assert_eq!(text.starts_with('['), is_readable, "{text}");
+            assert_eq!(&serde_json::from_str::<Ranges<T>>(&text).unwrap(), ranges);
+            let old = serde_json::to_string(ranges.as_slice()).unwrap();
+            assert_eq!(&serde_json::from_str::<Ranges<T>>(&old).unwrap(), ranges);
+        }
+        let addresses = |count: u32| {
+            let ranges = (0..count).map(|at| Range::from((at * 70_000, at * 70_000 + at)));
+            Ranges::merged(ranges.collect())
+        };
+        check(&addresses(100), true);
+        check(&addresses(101), false);
+        check(&addresses(0), true);
+        let v6 = (0..200_u128).map(|at| Range::from((at << 120, (at << 120) + 5)));
+        check(&Ranges::merged(v6.collect()), false);
+        assert!(serde_json::from_str::<Ranges<u16>>("\"0!\"").is_err());
     }
 
     #[test]
