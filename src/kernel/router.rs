@@ -9,7 +9,7 @@ use super::{FailureKind, Kernel, KernelError, Wish, files, iptables, names, sysc
 use crate::net::{Family, IfName, TableId};
 use crate::nft::Table;
 use crate::nft::proof::Proof;
-use crate::observation::{Availability, Iptables, Link, Observed, Setting, Sysctl};
+use crate::observation::{Availability, Iptables, Observed, Setting, Sysctl};
 use crate::plan::{Change, Plan};
 use crate::policy::BackendChoice;
 
@@ -88,7 +88,12 @@ fn read_iptables(wish: &Wish<'_>, nftables: &Availability) -> Result<Iptables, K
 
 impl Kernel for Router {
     fn observe(&mut self, wish: &Wish<'_>) -> Result<Observed, KernelError> {
-        let links = self.routing.links()?;
+        let mut sysctls = shared_settings()?;
+        let mut links = Vec::new();
+        for (link, settings) in self.routing.links_and_settings()? {
+            links.push(link);
+            sysctls.extend(settings.into_iter().map(named));
+        }
         let tables: BTreeSet<TableId> = (wish.policies.iter())
             .flat_map(|policy| &policy.appliances)
             .map(|appliance| appliance.table)
@@ -101,7 +106,7 @@ impl Kernel for Router {
             nftables,
             iptables: read_iptables(wish, &nftables_availability)?,
             nftables_availability,
-            sysctls: settings(&links)?,
+            sysctls,
             table_names: names::observe()?,
             links,
         })
@@ -156,9 +161,9 @@ impl Kernel for Router {
     }
 }
 
-/// Every setting that some policy could be about: those of `all`, of `default`, from which new
-/// interfaces copy, and of each interface.
-fn settings(links: &[Link]) -> Result<BTreeMap<String, (Sysctl, String)>, KernelError> {
+/// The settings that some policy could be about and that no interface has: those of `all`, and of
+/// `default`, from which new interfaces copy.
+fn shared_settings() -> Result<BTreeMap<String, (Sysctl, String)>, KernelError> {
     const IPV4: [Setting; 4] = [
         Setting::RpFilter,
         Setting::SrcValidMark,
@@ -167,24 +172,26 @@ fn settings(links: &[Link]) -> Result<BTreeMap<String, (Sysctl, String)>, Kernel
     ];
     // It is named as an interface is.
     let default = IfName::new("default").ok();
-    let interfaces = std::iter::once(None)
-        .chain(default.as_ref().map(Some))
-        .chain(links.iter().map(|link| Some(&link.name)));
     let mut found = BTreeMap::new();
-    for interface in interfaces {
+    for interface in std::iter::once(None).chain(default.map(Some)) {
         let ipv4 = IPV4.map(|setting| (Family::V4, setting));
         for (family, setting) in ipv4.into_iter().chain([(Family::V6, Setting::Forwarding)]) {
             let sysctl = Sysctl {
                 family,
-                interface: interface.cloned(),
+                interface: interface.clone(),
                 setting,
             };
             if let Some(value) = sysctl::read(&sysctl)? {
-                found.insert(sysctl.to_string(), (sysctl, value));
+                found.extend([named((sysctl, value))]);
             }
         }
     }
     Ok(found)
+}
+
+/// A setting by its name.
+fn named((sysctl, value): (Sysctl, String)) -> (String, (Sysctl, String)) {
+    (sysctl.to_string(), (sysctl, value))
 }
 
 #[cfg(test)]
@@ -387,6 +394,44 @@ mod tests {
             perform(&mut router, &begun);
             perform(&mut router, &begun.inverse());
             assert_same(&witnessed(), &pristine, &format!("after {steps} steps"));
+        }
+    }
+
+    #[test]
+    fn settings_are_what_their_files_say() {
+        if !with_router("settings_are_what_their_files_say") {
+            return;
+        }
+        let mut odd = ["0", "1", "2"].iter().cycle();
+        for link in ["sps0", "cli0", "far1"] {
+            let ipv4 = format!("/proc/sys/net/ipv4/conf/{link}");
+            write(&format!("{ipv4}/rp_filter"), odd.next().unwrap());
+            write(&format!("{ipv4}/send_redirects"), "0");
+        }
+        write("/proc/sys/net/ipv4/conf/cli0/src_valid_mark", "1");
+        write("/proc/sys/net/ipv4/conf/far0/forwarding", "1");
+        write("/proc/sys/net/ipv6/conf/sps0/forwarding", "1");
+        let wish = Wish { policies: &[] };
+        let observed = Router::open().unwrap().observe(&wish).unwrap();
+        for link in &observed.links {
+            let ipv4 = [
+                Setting::RpFilter,
+                Setting::SrcValidMark,
+                Setting::SendRedirects,
+                Setting::Forwarding,
+            ];
+            let mut settings = ipv4
+                .map(|setting| Sysctl::ipv4(&link.name, setting))
+                .to_vec();
+            settings.push(Sysctl {
+                family: Family::V6,
+                ..Sysctl::ipv4(&link.name, Setting::Forwarding)
+            });
+            for sysctl in settings {
+                let found = observed.sysctls.get(&sysctl.to_string());
+                let found = found.map(|(_, value)| value.clone());
+                assert_eq!(found, sysctl::read(&sysctl).unwrap(), "{sysctl}");
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::net::{
     Action, Family, IfName, MacAddr, Mark, Route, RouteKind, RouteProtocol, RoutingRule,
     RulePriority, RuleSelectors, TableId,
 };
-use crate::observation::{Address, Link};
+use crate::observation::{Address, Link, Setting};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -94,7 +94,20 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_EXT_MASK: u16 = 29;
+/// `IFLA_INET_CONF` and `IFLA_INET6_CONF`: all settings of a link, 32 bits each.
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_CONF: u16 = 2;
+/// Which of them are ours: `IPV4_DEVCONF_*` of `linux/ip.h`, less 1 (`inet_fill_link_af`), and
+/// `DEVCONF_*` of `linux/ipv6.h`.
+const IPV4_SETTINGS: [(usize, Setting); 4] = [
+    (0, Setting::Forwarding),
+    (5, Setting::SendRedirects),
+    (7, Setting::RpFilter),
+    (23, Setting::SrcValidMark),
+];
+const IPV6_SETTINGS: [(usize, Setting); 1] = [(0, Setting::Forwarding)];
 const IFLA_INFO_KIND: u16 = 1;
 /// `RTEXT_FILTER_SKIP_STATS`: no counters, which are most of the bytes.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
@@ -223,6 +236,40 @@ pub(super) fn parse_link(payload: &[u8]) -> Result<Option<Link>, Malformed> {
         kind,
         master,
     }))
+}
+
+/// The settings of that link that are ours, as `/proc/sys/net` would show them.
+pub(super) fn parse_settings(payload: &[u8]) -> Result<Vec<(Family, Setting, String)>, Malformed> {
+    let (_, attributes) = fixed::<16>(payload, "link")?;
+    let mut found = Vec::new();
+    for attribute in attributes {
+        let attribute = attribute?;
+        if attribute.kind != IFLA_AF_SPEC {
+            continue;
+        }
+        for part in attribute.nested() {
+            let part = part?;
+            let (family, list, settings) = match u8::try_from(part.kind) {
+                Ok(AF_INET) => (Family::V4, IFLA_INET_CONF, &IPV4_SETTINGS[..]),
+                Ok(AF_INET6) => (Family::V6, IFLA_INET6_CONF, &IPV6_SETTINGS[..]),
+                _ => continue,
+            };
+            for inner in part.nested() {
+                let inner = inner?;
+                if inner.kind != list {
+                    continue;
+                }
+                let (values, _) = inner.value.as_chunks::<4>();
+                for (at, setting) in settings {
+                    if let Some(value) = values.get(*at) {
+                        let value = i32::from_ne_bytes(*value);
+                        found.push((family, *setting, value.to_string()));
+                    }
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 // Addresses

@@ -22,7 +22,7 @@ use self::message::{Names, RouteFilter};
 use super::netlink::{Netlink, NetlinkError, Payload, Protocol};
 use super::{FailureKind, KernelError};
 use crate::net::{Family, IfName, MacAddr, Route, RouteKind, RouteProtocol, RoutingRule, TableId};
-use crate::observation::{Address, Link};
+use crate::observation::{Address, Link, Sysctl};
 
 const CREATE: u16 = 0x400;
 const EXCLUSIVE: u16 = 0x200;
@@ -145,6 +145,9 @@ pub struct Way {
     pub table: TableId,
 }
 
+/// Settings of a link, with what they hold.
+pub type Settings = Vec<(Sysctl, String)>;
+
 /// A connection to the kernel's routing.
 #[derive(Debug)]
 pub struct Routing {
@@ -171,6 +174,32 @@ impl Routing {
         self.netlink
             .dump(message::RTM_GETLINK, &message::all_links(), |found| {
                 message::parse_link(found.payload)
+            })
+            .map_err(|error| error.during("cannot read the interfaces"))
+    }
+
+    /// All links, each with its settings: one question instead of five files for each.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn links_and_settings(&mut self) -> Result<Vec<(Link, Settings)>, KernelError> {
+        self.netlink
+            .dump(message::RTM_GETLINK, &message::all_links(), |found| {
+                let Some(link) = message::parse_link(found.payload)? else {
+                    return Ok(None);
+                };
+                let settings = message::parse_settings(found.payload)?
+                    .into_iter()
+                    .map(|(family, setting, value)| {
+                        let sysctl = Sysctl {
+                            family,
+                            interface: Some(link.name.clone()),
+                            setting,
+                        };
+                        (sysctl, value)
+                    })
+                    .collect();
+                Ok(Some((link, settings)))
             })
             .map_err(|error| error.during("cannot read the interfaces"))
     }
