@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-use super::{counted, location, report_recovered};
+use super::{counted, location, report_recovered, trusting_router};
 use crate::cli::{Confirm, ConfirmWatch};
-use crate::engine::{Recovered, policy_in_force, settle, take_back_open, trust};
+use crate::engine::{Recovered, policy_in_force, settle, take_back_open};
 use crate::failure::{Exit, Failure};
 use crate::journal::{
     Condition, Entry, Invocation, Journal, Kind, Location, Locked, Outcome, confirm,
@@ -48,9 +48,7 @@ pub(super) fn run(args: &Confirm, terminal: &Terminal) -> Result<Exit, Failure> 
 /// Who confirms is told where others have changed meanwhile what is confirmed.
 fn still_there(journal: &Locked, terminal: &Terminal) -> Result<Exit, Failure> {
     let policy = policy_in_force(journal)?;
-    let mut router = Router::open()?;
-    trust(&mut router, journal, &policy);
-    let observed = router.observe(&Wish {
+    let observed = trusting_router(journal, &policy)?.observe(&Wish {
         policies: &[&policy],
     })?;
     let ledger = &journal.in_force().ledger;

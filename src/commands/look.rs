@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::{Typed, read_policy, read_source};
+use super::{Typed, read_policy, read_source, trusting_router};
 use crate::check::{Backend, Case, PolicyFile, Surroundings};
 use crate::cli::{POLICY, PolicyArg};
-use crate::engine::{policy_in_force, trust};
+use crate::engine::policy_in_force;
 use crate::failure::Failure;
 use crate::journal::{self, Journal, Location};
 use crate::kernel::router::Router;
@@ -32,8 +32,7 @@ impl Seen {
         let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
         let before = policy_in_force(&journal)?;
         let in_force = !before.is_empty() && before == policy;
-        let mut router = Router::open()?;
-        trust(&mut router, &journal, &before);
+        let mut router = trusting_router(&journal, &before)?;
         let observed = router.observe(&Wish {
             policies: &[&policy, &before],
         })?;

@@ -253,6 +253,13 @@ fn report_recovered(recovered: &Recovered, terminal: &Terminal) {
     }
 }
 
+/// The way to the router, on which what the journal proves of `in_force` need not be read again.
+fn trusting_router(journal: &Journal, in_force: &Policy) -> Result<Router, Failure> {
+    let mut router = Router::open()?;
+    trust(&mut router, journal, in_force);
+    Ok(router)
+}
+
 /// The plan of a command that changes nothing: no lock is taken, no journal is made, and no
 /// privilege needed; what cannot be seen without is said.
 fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::counted;
 use super::look::{backend, policy_file};
+use super::{counted, trusting_router};
 use crate::check::{self, Case, Finding, PolicyFile, Report, Surroundings};
 use crate::cli::Status;
-use crate::engine::{policy_in_force, trust};
+use crate::engine::policy_in_force;
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
-use crate::kernel::router::Router;
 use crate::kernel::{Kernel, KernelError, Wish, live, surroundings};
 use crate::plan::planner::{self, Stage};
 use crate::policy::{Name, Policy};
@@ -51,8 +50,7 @@ fn show(
     let condition = journal.condition(now, holder.is_some());
     let in_force = journal.in_force();
     let policy = policy_in_force(&journal)?;
-    let mut router = Router::open()?;
-    trust(&mut router, &journal, &policy);
+    let mut router = trusting_router(&journal, &policy)?;
     let observed = router.observe(&Wish {
         policies: &[&policy],
     })?;

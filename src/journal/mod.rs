@@ -109,10 +109,12 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// The same, as it counts during `boot`: settings under `/proc/sys` do not outlive one.
+    /// The same, as it counts during `boot`: neither settings under `/proc/sys` nor packet rules
+    /// outlive one.
     fn at(mut self, boot: &BootId) -> Self {
         if self.boot != *boot {
             self.ledger.sysctls.clear();
+            self.proof = None;
             self.boot = boot.clone();
         }
         self

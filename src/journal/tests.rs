@@ -386,6 +386,45 @@ fn reading_creates_nothing() {
     assert!(!location.directory.exists());
 }
 
+/// What proves that long lists are as they were left lasts until another transaction leaves others.
+#[test]
+fn a_proof_is_kept_with_what_is_in_force() {
+    let scratch = Scratch::new("journal-proof");
+    let location = location(&scratch);
+    let networks = (0..2_000).map(|at| Range::from((at * 2, at * 2)));
+    let table = nft::Table {
+        sets: vec![nft::Set {
+            name: "s".to_owned(),
+            elements: nft::Elements::V4(Ranges::merged(networks.collect())),
+        }],
+        ..nft::Table::default()
+    };
+    let mark = nft::proof::Birthmark("unique".to_owned());
+    let proof = |generation| Proof::of(&table, &mark, generation);
+    let kept = || {
+        let journal = Journal::read(&location).unwrap();
+        journal.in_force().proof.clone()
+    };
+    let mut run = acquire(&location);
+    run.begin(Kind::Apply, None, &first_apply()).unwrap();
+    run.keep_proof(proof(7));
+    assert_eq!(kept(), None);
+    run.done().unwrap();
+    assert_eq!(kept(), proof(7));
+    run.begin(Kind::Apply, None, &Plan::default()).unwrap();
+    run.done().unwrap();
+    assert_eq!(kept(), proof(7));
+    // What was taken back has left nothing.
+    run.begin(Kind::Apply, None, &Plan::default()).unwrap();
+    run.keep_proof(proof(8));
+    run.undone("it was told to").unwrap();
+    assert_eq!(kept(), proof(7));
+    run.begin(Kind::Teardown, None, &Plan::default()).unwrap();
+    run.keep_proof(None);
+    run.done().unwrap();
+    assert_eq!(kept(), None);
+}
+
 #[test]
 fn a_transaction_is_open_until_it_ends() {
     let scratch = Scratch::new("journal-open");

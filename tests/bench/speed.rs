@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use redirect::kernel::nftables::Nftables;
 use redirect::kernel::process;
+use redirect::nft::Table;
 use redirect::nft::wire::{self, Terms};
 use redirect::policy::{self, Source};
 use redirect::rules;
@@ -275,7 +276,7 @@ impl Input {
                 router::write(&this.policy(name, backend), &policy_text(name, backend))?;
             }
         }
-        this.write_batch()?;
+        this.write_batches()?;
         this.write_scripts("ipset", &peers::with_ipset(&networks))?;
         this.write_scripts("rules", &peers::rule_a_network(&networks))?;
         if let [only] = networks.as_slice() {
@@ -293,20 +294,32 @@ impl Input {
     }
 
     /// The very bytes that `redirect` sends.
-    fn write_batch(&mut self) -> Result<(), Trouble> {
-        let source = Source::load(&self.policy("networks", Backend::Nftables))?;
-        let reading = policy::read(&source).map_err(|errors| errors.to_string())?;
-        let table = rules::nftables::table(&reading.policy);
-        let mut batch =
-            wire::transaction(None, table.as_ref(), &Terms::default())?.ok_or("nothing to send")?;
-        batch.number_from(1);
+    fn write_batches(&mut self) -> Result<(), Trouble> {
+        let table = self.table("networks")?;
+        let changed = self.table("changed")?;
         let sets = table.iter().flat_map(|table| &table.sets);
         self.merged = (sets.filter(|set| set.name == SET))
             .map(|set| set.elements.len())
             .sum();
-        #[expect(clippy::disallowed_methods, reason = "nothing of these is to survive")]
-        fs::write(self.path("batch"), batch.bytes())?;
+        let batches = [
+            ("batch", None, table.as_ref()),
+            ("batch.change", table.as_ref(), changed.as_ref()),
+        ];
+        for (name, from, to) in batches {
+            let mut batch =
+                wire::transaction(from, to, &Terms::default())?.ok_or("nothing to send")?;
+            batch.number_from(1);
+            #[expect(clippy::disallowed_methods, reason = "nothing of these is to survive")]
+            fs::write(self.path(name), batch.bytes())?;
+        }
         Ok(())
+    }
+
+    /// The packet rules that come of the policy with these networks.
+    fn table(&self, networks: &str) -> Result<Option<Table>, Trouble> {
+        let source = Source::load(&self.policy(networks, Backend::Nftables))?;
+        let reading = policy::read(&source).map_err(|errors| errors.to_string())?;
+        Ok(rules::nftables::table(&reading.policy))
     }
 
     fn write_scripts(&self, name: &str, scripts: &Scripts) -> Result<(), Trouble> {
@@ -344,12 +357,11 @@ impl Input {
             }
             Subject::Bare => {
                 let this = std::env::current_exe()?;
+                let send = |batch| Task::new(&this, &["send"]).and(&self.path(batch));
                 vec![
-                    (
-                        Act::Apply,
-                        Task::new(&this, &["send"]).and(&self.path("batch")),
-                    ),
+                    (Act::Apply, send("batch")),
                     (Act::Status, Task::new(&this, &["dump", SET])),
+                    (Act::Change, send("batch.change")),
                 ]
             }
             Subject::NftFile => scripts("nft"),
