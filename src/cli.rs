@@ -192,6 +192,10 @@ pub struct Apply {
     /// Go back by itself unless `redirect confirm` follows within this time: seconds, or `90s`, `5m`
     #[arg(long, value_name = "TIME", value_parser = time_to_confirm, conflicts_with_all = ["dry_run", "confirmed", "early"])]
     pub confirm: Option<Duration>,
+    /// Cut sessions that the policy leaves behind; without it they end as they began, through the
+    /// appliance that they began with
+    #[arg(long, conflicts_with_all = ["confirmed", "early"])]
+    pub cut: bool,
     /// Apply the policy that was confirmed last, as the journal keeps it; does nothing if there is none
     #[arg(long, conflicts_with = "policy")]
     pub confirmed: bool,

@@ -8,13 +8,15 @@ use std::time::Duration;
 pub use recover::{Recovered, settle, take_back_open};
 
 use crate::failure::{Exit, Failure};
-use crate::journal::{Invocation, Journal, JournalError, Kind, Location, Locked, confirm};
+use crate::journal::{
+    Digest, Draining, Invocation, Journal, JournalError, Kind, Location, Locked, confirm,
+};
 use crate::kernel::signals::Uninterrupted;
 use crate::kernel::{Kernel, Wish};
 use crate::observation::Observed;
 use crate::plan::planner::{self, Planned, Stage};
-use crate::plan::{Change, Plan};
-use crate::policy::{self, Name, Policy, Source};
+use crate::plan::{Change, Plan, ending};
+use crate::policy::{self, Policy, Source};
 use crate::render::shell;
 use crate::rules;
 
@@ -29,6 +31,8 @@ pub struct Goal<'a> {
     pub source: Option<&'a Source>,
     /// How much of it can be there yet.
     pub stage: Stage,
+    /// What takes no new sessions; `policy` is as it is with that.
+    pub draining: &'a Draining,
 }
 
 /// A run that may change the router: it holds the lock, and everything before it has ended.
@@ -144,20 +148,9 @@ impl<'k> Engine<'k> {
         Ok(id)
     }
 
-    /// Lets these appliances drain: `goal` is the policy in force, as it is with them draining.
-    ///
-    /// # Errors
-    /// As [`Self::perform`].
-    pub fn drain(
-        &mut self,
-        goal: &Goal<'_>,
-        appliances: Vec<Name>,
-        plan: &Plan,
-    ) -> Result<(), Failure> {
-        let _guard = Uninterrupted::begin();
-        let begun = self.journal.begin_drain(goal.source, appliances, plan);
-        begun.map_err(|error| Failure::from(error).detail("nothing was changed"))?;
-        self.carry_on(goal, plan, Locked::done)
+    fn begin(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<u64, JournalError> {
+        self.journal
+            .begin(goal.kind, goal.source, goal.draining, plan)
     }
 
     fn perform_and(
@@ -167,7 +160,7 @@ impl<'k> Engine<'k> {
         end: impl FnOnce(&mut Locked) -> Result<(), JournalError>,
     ) -> Result<(), Failure> {
         let _guard = Uninterrupted::begin();
-        if let Err(error) = self.journal.begin(goal.kind, goal.source, plan) {
+        if let Err(error) = self.begin(goal, plan) {
             let unwritable = error.is_unwritable()
                 || self
                     .recovered
@@ -209,7 +202,7 @@ impl<'k> Engine<'k> {
             .and_then(|()| self.verify(goal, plan))
             .map_err(|failure| self.give_up(goal, plan, failure))?;
         // Perhaps there is room by now.
-        let noted = self.journal.begin(goal.kind, goal.source, &Plan::default());
+        let noted = self.begin(goal, &Plan::default());
         if noted.is_err() || self.journal.done().is_err() {
             self.unrecorded = Some(error);
         }
@@ -227,8 +220,7 @@ impl<'k> Engine<'k> {
     /// # Errors
     /// If it cannot be written.
     pub fn note_policy(&mut self, goal: &Goal<'_>) -> Result<(), Failure> {
-        self.journal
-            .begin(goal.kind, goal.source, &Plan::default())?;
+        self.begin(goal, &Plan::default())?;
         Ok(self.journal.done()?)
     }
 
@@ -287,20 +279,44 @@ impl<'k> Engine<'k> {
     }
 }
 
-/// The policy that the journal says is in force, read from the journal's own copy.
+/// What the router is to be like now: the policy that the journal says is in force, read from
+/// the journal's own copy, with what drains.
 ///
 /// # Errors
 /// If that copy cannot be read.
 pub fn policy_in_force(journal: &Journal) -> Result<Policy, Failure> {
-    let Some(digest) = &journal.in_force().policy else {
-        return Ok(Policy::default());
+    let in_force = journal.in_force();
+    let policy = match &in_force.policy {
+        Some(digest) => policy_of(journal, digest)?,
+        None => Policy::default(),
     };
-    let source = journal.source(digest)?;
-    match policy::read(&source) {
-        Ok(reading) => Ok(reading.policy.draining(&journal.in_force().draining)),
+    let mut policy = policy.draining(&in_force.draining.appliances);
+    for left in &in_force.draining.left_behind {
+        let before = policy_of(journal, &left.policy)?;
+        policy = ending::keeping(policy, &before, &left.redirects).map_err(|clash| {
+            Failure::new(
+                Exit::Failed,
+                format!("what was left behind does not fit: {}", clash.message),
+            )
+            .hint("`redirect apply --cut` takes it out")
+        })?;
+    }
+    Ok(policy)
+}
+
+/// A policy that was in force once, read from the journal's own copy.
+///
+/// # Errors
+/// If that copy cannot be read.
+pub fn policy_of(journal: &Journal, digest: &Digest) -> Result<Policy, Failure> {
+    match policy::read(&journal.source(digest)?) {
+        Ok(reading) => Ok(reading.policy),
         Err(errors) => Err(Failure::new(
             Exit::BadPolicy,
-            format!("the policy in force, as kept in the journal, cannot be read: {errors}"),
+            format!(
+                "policy {}, as kept in the journal, cannot be read: {errors}",
+                digest.short()
+            ),
         )
         .hint("apply a policy anew; `redirect teardown` works in any case")),
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use redirect::engine::{Engine, Goal, policy_in_force};
 use redirect::failure::Failure;
-use redirect::journal::{BootId, Condition, Digest, Journal, Kind, Location, Outcome};
+use redirect::journal::{BootId, Condition, Digest, Draining, Journal, Kind, Location, Outcome};
 use redirect::kernel::fake::FakeKernel;
 use redirect::kernel::{Kernel, KernelError, Wish};
 use redirect::net::{
@@ -132,6 +132,7 @@ impl Bench {
             policy: wanted.map_or(&nothing, |(policy, _)| policy),
             source: wanted.map(|(_, source)| source),
             stage: Stage::Complete,
+            draining: &Draining::default(),
         };
         let mut kernel = self.kernel.clone();
         let mut engine = Engine::open(&mut kernel, &self.location, Duration::ZERO)?;
@@ -376,19 +377,23 @@ fn a_drain_lets_open_sessions_end_where_they_began() {
     let wanted = (policy, source);
     bench.run(Some(&wanted)).unwrap();
     let applied = bench.kernel.observed();
+    let draining = Draining {
+        appliances: vec![wanted.0.appliances.first().unwrap().name.clone()],
+        ..Draining::default()
+    };
     let goal = Goal {
         kind: Kind::Drain,
         policy: &drained,
         source: Some(&wanted.1),
         stage: Stage::Complete,
+        draining: &draining,
     };
     let mut kernel = bench.kernel.clone();
     let mut engine = Engine::open(&mut kernel, &bench.location, Duration::ZERO).unwrap();
     let observed = engine.observe(&goal).unwrap();
     let planned = engine.plan(&goal, &observed);
     assert_eq!(planned.plan.changes.len(), 1, "packet rules alone");
-    let names = vec![wanted.0.appliances.first().unwrap().name.clone()];
-    engine.drain(&goal, names, &planned.plan).unwrap();
+    engine.perform(&goal, &planned.plan).unwrap();
     drop(engine);
     // That is what is in force now: a repair would leave it so.
     assert_eq!(policy_in_force(&bench.journal()).unwrap(), drained);

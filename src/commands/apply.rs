@@ -1,20 +1,16 @@
 //! `redirect apply`: makes the router match the policy.
 
 use super::{
-    Typed, offline, plan_unlocked, read_policy, read_source, report_recovered, show_warnings,
+    Typed, offline, plan_unlocked, read_policy, read_source, report_recovered, sessions,
+    show_warnings,
 };
 use crate::cli::{Apply, Format};
 use crate::engine::{Engine, Goal};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Journal, Kind, Location};
-use crate::kernel::conntrack::Conntrack;
+use crate::journal::{self, Draining, Journal, Kind, Location};
 use crate::kernel::router::Router;
-use crate::observation::Observed;
 use crate::plan::planner::Stage;
-use crate::plan::{Change, Plan};
-use crate::policy::{Established, Policy};
 use crate::render;
-use crate::rules::Model;
 use crate::terminal::Terminal;
 
 pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -42,12 +38,13 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         } else {
             Stage::Complete
         },
+        draining: &Draining::default(),
     };
     if args.dry_run {
         let planned = if args.offline {
             offline(&goal)
         } else {
-            plan_unlocked(&goal)?
+            plan_unlocked(&goal, args.cut)?
         };
         show_warnings(&planned, terminal);
         if !planned.refusals.is_empty() {
@@ -66,23 +63,37 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     if let Some(recovered) = engine.recovered() {
         report_recovered(recovered, terminal);
     }
+    // What was put on hold stays so; who types a policy wants all of it.
+    let on_hold = match goal.kind {
+        Kind::Repair => engine.journal().in_force().draining.appliances.clone(),
+        _ => Vec::new(),
+    };
+    let next = sessions::next(engine.journal(), policy, on_hold, args.cut)?;
+    let goal = Goal {
+        policy: &next.policy,
+        draining: &next.draining,
+        ..goal
+    };
     let observed = engine.observe(&goal)?;
-    let planned = engine.plan(&goal, &observed);
+    let mut planned = engine.plan(&goal, &observed);
+    planned.warnings.extend(next.findings());
     show_warnings(&planned, terminal);
     if !planned.refusals.is_empty() {
         return Err(typed.refused(&planned.refusals, terminal));
     }
+    next.must_cut_none()?;
     let digest = journal::Digest::of(source);
     if planned.plan.is_empty() {
-        if engine.journal().in_force().policy.as_ref() != Some(&digest) {
+        let in_force = engine.journal().in_force();
+        if in_force.policy.as_ref() != Some(&digest) || in_force.draining != next.draining {
             engine.note_policy(&goal)?;
         }
         terminal.note("nothing to change: the router matches the policy");
         return Ok(Exit::Done);
     }
     // Early there are none; and what merely informs must not stand in the way of the seal.
-    if !args.early && changes_packet_rules(&planned.plan) {
-        tell_what_is_cut(policy, &observed, terminal)?;
+    if !args.early {
+        sessions::tell_what_is_taken(&next.policy, &planned.plan, &observed, terminal)?;
     }
     let unconfirmed = if let Some(time) = args.confirm {
         let id = engine.perform_unconfirmed(&goal, &planned.plan, time)?;
@@ -103,54 +114,6 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
         Some((id, time)) => super::confirm::ask(id, time, terminal),
         None => Ok(Exit::Done),
     }
-}
-
-fn changes_packet_rules(plan: &Plan) -> bool {
-    plan.changes
-        .iter()
-        .any(|change| matches!(change, Change::Nftables { .. } | Change::Iptables { .. }))
-}
-
-/// Sessions that are open now reach an appliance that never saw them begin.
-fn tell_what_is_cut(
-    policy: &Policy,
-    observed: &Observed,
-    terminal: &Terminal,
-) -> Result<(), Failure> {
-    if policy.is_empty() {
-        return Ok(());
-    }
-    let model = Model::new(policy);
-    let (mut seen, mut parted) = (0_usize, 0_usize);
-    let cut = Conntrack::open()?.count(None, |connection| {
-        seen += 1;
-        if connection.is_established_tcp() && model.parts(connection.ends(), connection.mark) {
-            parted += 1;
-        }
-        connection.is_established_tcp()
-            && !observed.is_own(connection.destination)
-            && model.cuts(connection.ends(), connection.mark).is_some()
-    })?;
-    if seen == 0 && policy.options.established == Established::Redirect {
-        terminal.note(
-            "connection tracking has seen no connection here yet, so sessions that are open cannot \
-             be counted; those of the policy are cut",
-        );
-    } else if cut > 0 {
-        terminal.note(&format!(
-            "cutting {}: the appliance never saw them begin (`established = \"keep\"` lets them go on)",
-            super::counted(cut, "open session", "open sessions")
-        ));
-    }
-    if parted > 0 {
-        terminal.note(&format!(
-            "{} with the appliance they have, though the policy now names another for them; where it \
-             dials servers with the client's own port, they are reset (unless \
-             `net.netfilter.nf_conntrack_tcp_be_liberal` is 1)",
-            super::counted(parted, "open connection stays", "open connections stay")
-        ));
-    }
-    Ok(())
 }
 
 /// The policy that was confirmed last, from the journal's own copy. (One that still waits for

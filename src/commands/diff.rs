@@ -4,7 +4,7 @@ use super::{Typed, counted, offline, plan_unlocked, read_policy, show_warnings};
 use crate::cli::Diff;
 use crate::engine::Goal;
 use crate::failure::{Exit, Failure};
-use crate::journal::Kind;
+use crate::journal::{Draining, Kind};
 use crate::plan::planner::Stage;
 use crate::render::{difference, json};
 use crate::terminal::Terminal;
@@ -17,11 +17,12 @@ pub(super) fn run(args: &Diff, terminal: &Terminal) -> Result<Exit, Failure> {
         policy,
         source: Some(source),
         stage: Stage::Complete,
+        draining: &Draining::default(),
     };
     let planned = if args.offline.offline {
         offline(&goal)
     } else {
-        plan_unlocked(&goal)?
+        plan_unlocked(&goal, false)?
     };
     show_warnings(&planned, terminal);
     let differences = difference::differences(&planned.plan);

@@ -5,12 +5,11 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use super::teardown::lock_wait;
-use super::{counted, location, refused, report_recovered};
+use super::{counted, location, refused, report_recovered, sessions};
 use crate::cli::Teardown;
-use crate::engine::{Engine, Goal, policy_in_force};
+use crate::engine::{Engine, Goal, policy_of};
 use crate::failure::{Exit, Failure};
 use crate::journal::Kind;
-use crate::kernel::conntrack::{Connection, Conntrack};
 use crate::kernel::router::Router;
 use crate::net::Mark;
 use crate::plan::planner::Stage;
@@ -33,7 +32,7 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Drained, Failu
     let deadline = Instant::now() + args.wait.wait;
     let shows = io::stderr().is_terminal();
     loop {
-        let left = count(&marks)?;
+        let left = sessions::through(marks.iter().copied())?;
         if left == 0 {
             terminal.note("drained: no connection is left");
             return Ok(if args.appliance.is_none() {
@@ -75,32 +74,36 @@ fn begin(args: &Teardown, terminal: &Terminal) -> Result<Vec<Mark>, Failure> {
         ));
     };
     let source = engine.journal().source(&digest)?;
-    let policy = policy_in_force(engine.journal())?;
+    let policy = policy_of(engine.journal(), &digest)?;
     let mut names = chosen(&policy, args.appliance.as_deref())?;
-    let marks = (policy.appliances.iter())
-        .filter(|appliance| names.contains(&appliance.name))
-        .map(|appliance| appliance.mark)
-        .collect();
     // Those that drain already go on.
-    for name in &engine.journal().in_force().draining {
+    for name in &engine.journal().in_force().draining.appliances {
         if !names.contains(name) {
             names.push(name.clone());
         }
     }
-    let drained = policy.draining(&names);
+    let next = sessions::next(engine.journal(), &policy, names, false)?;
+    let marks = (next.policy.appliances.iter())
+        .filter(|appliance| {
+            let only = args.appliance.as_deref();
+            only.is_none_or(|only| appliance.name.as_str() == only)
+        })
+        .map(|appliance| appliance.mark)
+        .collect();
     let goal = Goal {
         kind: Kind::Drain,
-        policy: &drained,
+        policy: &next.policy,
         source: Some(&source),
         stage: Stage::Complete,
+        draining: &next.draining,
     };
     let observed = engine.observe(&goal)?;
     let planned = engine.plan(&goal, &observed);
     if !planned.refusals.is_empty() {
         return Err(refused(&planned.refusals, "this router cannot be drained"));
     }
-    if !planned.plan.is_empty() || engine.journal().in_force().draining != names {
-        engine.drain(&goal, names, &planned.plan)?;
+    if !planned.plan.is_empty() || engine.journal().in_force().draining != next.draining {
+        engine.perform(&goal, &planned.plan)?;
         terminal.note(
             "draining: new sessions go to the servers directly, unrecorded; open ones end as they began",
         );
@@ -129,14 +132,4 @@ fn chosen(policy: &Policy, named: Option<&str>) -> Result<Vec<Name>, Failure> {
         .hint(format!("it has {}", known.join(", "))));
     }
     Ok(chosen)
-}
-
-/// Established connections that bear one of `marks`.
-fn count(marks: &[Mark]) -> Result<usize, Failure> {
-    let mut conntrack = Conntrack::open()?;
-    let mut left = 0;
-    for mark in marks {
-        left += conntrack.count(Some(*mark), Connection::is_established_tcp)?;
-    }
-    Ok(left)
 }

@@ -12,6 +12,7 @@ mod look;
 mod repair;
 mod rollback;
 mod schema;
+mod sessions;
 mod status;
 mod support;
 mod teardown;
@@ -27,7 +28,7 @@ use crate::engine::{Goal, Recovered, policy_in_force, trust};
 use crate::failure::{Exit, Failure};
 use crate::journal::{self, Journal, JournalError, Location};
 use crate::kernel::router::Router;
-use crate::kernel::{Kernel, Wish};
+use crate::kernel::{FailureKind, Kernel, Wish};
 use crate::observation::Observed;
 use crate::plan::Finding;
 use crate::plan::Ledger;
@@ -262,31 +263,48 @@ fn trusting_router(journal: &Journal, in_force: &Policy) -> Result<Router, Failu
 
 /// The plan of a command that changes nothing: no lock is taken, no journal is made, and no
 /// privilege needed; what cannot be seen without is said.
-fn plan_unlocked(goal: &Goal<'_>) -> Result<Planned, Failure> {
+fn plan_unlocked(goal: &Goal<'_>, cut: bool) -> Result<Planned, Failure> {
     let mut router = Router::open()?;
-    let (before, ledger, unread) = match Journal::read(&Location::new(journal::DIRECTORY)?) {
+    let mut policy = goal.policy.clone();
+    let mut findings = Vec::new();
+    let (before, ledger) = match Journal::read(&Location::new(journal::DIRECTORY)?) {
         Ok(journal) => {
             let before = policy_in_force(&journal)?;
             trust(&mut router, &journal, &before);
-            (before, journal.in_force().ledger.clone(), None)
+            match sessions::next(&journal, goal.policy, Vec::new(), cut) {
+                // A teardown leaves nothing behind.
+                Ok(next) if !goal.policy.is_empty() => {
+                    findings = next.findings();
+                    policy = next.policy;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind == FailureKind::NotPermitted => findings.push(Finding {
+                    code: "not-permitted",
+                    key: None,
+                    message: format!("{error}: sessions that are open are not looked at"),
+                    hint: "run it as root to see what becomes of them".to_owned(),
+                }),
+                Err(error) => return Err(error.into()),
+            }
+            (before, journal.in_force().ledger.clone())
         }
         // A teardown without what it takes back would be none.
         Err(error @ JournalError::NotPermitted { .. }) if !goal.policy.is_empty() => {
-            let unread = Finding {
+            findings.push(Finding {
                 code: "not-permitted",
                 key: None,
                 message: format!("{error}: what was applied before is not known"),
                 hint: "run it as root to plan from what was applied".to_owned(),
-            };
-            (Policy::default(), Ledger::default(), Some(unread))
+            });
+            (Policy::default(), Ledger::default())
         }
         Err(error) => return Err(error.into()),
     };
     let observed = router.observe(&Wish {
-        policies: &[goal.policy, &before],
+        policies: &[&policy, &before],
     })?;
-    let mut planned = planner::plan(goal.policy, &observed, &ledger, goal.stage);
-    planned.warnings.extend(unread);
+    let mut planned = planner::plan(&policy, &observed, &ledger, goal.stage);
+    planned.warnings.extend(findings);
     Ok(planned)
 }
 

@@ -1,9 +1,10 @@
 //! `redirect repair`: puts back what others removed, and nothing else. Silent and cheap
 //! where all is well, so that a timer can run it.
 
+use super::sessions::{self, Next};
 use super::{counted, location, refused, report_recovered, show_warnings, unsuited};
 use crate::cli::Repair;
-use crate::engine::{Engine, Goal, policy_in_force, trust};
+use crate::engine::{Engine, Goal, policy_in_force, policy_of, trust};
 use crate::failure::{Exit, Failure};
 use crate::journal::{Condition, Journal, Kind, confirm};
 use crate::kernel::router::Router;
@@ -21,17 +22,17 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
     let mut router = Router::open()?;
     match journal.condition(now, holder.is_some()) {
         Condition::Settled => {
-            if journal.in_force().policy.is_none() {
+            let Some(next) = wanted(&journal)? else {
                 return Ok(Exit::Done);
-            }
-            let policy = policy_in_force(&journal)?;
-            trust(&mut router, &journal, &policy);
+            };
+            trust(&mut router, &journal, &policy_in_force(&journal)?);
             let observed = router.observe(&Wish {
-                policies: &[&policy],
+                policies: &[&next.policy],
             })?;
             let ledger = &journal.in_force().ledger;
-            let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
-            if planned.plan.is_empty() && planned.refusals.is_empty() {
+            let planned = planner::plan(&next.policy, &observed, ledger, Stage::Complete);
+            let drains_on = next.draining == journal.in_force().draining;
+            if planned.plan.is_empty() && planned.refusals.is_empty() && drains_on {
                 report_settings(ledger, &planned.plan, &observed, terminal);
                 return Ok(Exit::Done);
             }
@@ -55,12 +56,15 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     };
     let source = engine.journal().source(&digest)?;
-    let policy = policy_in_force(engine.journal())?;
+    let Some(next) = wanted(engine.journal())? else {
+        return Ok(Exit::Done);
+    };
     let mut goal = Goal {
         kind: Kind::Repair,
-        policy: &policy,
+        policy: &next.policy,
         source: Some(&source),
         stage: Stage::Complete,
+        draining: &next.draining,
     };
     let observed = engine.observe(&goal)?;
     let mut planned = engine.plan(&goal, &observed);
@@ -76,7 +80,12 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
     }
     let ledger = engine.journal().in_force().ledger.clone();
     report_settings(&ledger, &planned.plan, &observed, terminal);
-    if !planned.plan.is_empty() {
+    let drained = engine.journal().in_force().draining != next.draining;
+    if drained {
+        terminal.note("drained: no connection is left of some that the policy left behind");
+    }
+    if !planned.plan.is_empty() || drained {
+        sessions::tell_what_is_taken(&next.policy, &planned.plan, &observed, terminal)?;
         engine.perform(&goal, &planned.plan)?;
         terminal.note(&format!(
             "repaired: {} made",
@@ -94,6 +103,17 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
             "not everything can be in place on this router as it is",
         ))
     }
+}
+
+/// What the router is to be like, if anything: without what was left behind and has ended.
+fn wanted(journal: &Journal) -> Result<Option<Next>, Failure> {
+    let in_force = journal.in_force();
+    let Some(digest) = &in_force.policy else {
+        return Ok(None);
+    };
+    let policy = policy_of(journal, digest)?;
+    let on_hold = in_force.draining.appliances.clone();
+    Ok(Some(sessions::next(journal, &policy, on_hold, false)?))
 }
 
 /// Settings that others have changed since we wrote them, and that the policy can live

@@ -1,11 +1,14 @@
 //! `redirect rollback`: back to the policy before, or to that of any transaction which is
 //! still remembered; and before that, the end of one that has none.
 
+use super::sessions::{self, Next};
 use super::{counted, location, plan_unlocked, refused, report_recovered, show_warnings};
 use crate::cli::{Format, Rollback};
-use crate::engine::{Engine, Goal, settle, take_back_open};
+use crate::engine::{Engine, Goal, policy_in_force, settle, take_back_open};
 use crate::failure::{Exit, Failure};
-use crate::journal::{Condition, Digest, Invocation, Journal, Kind, Locked, Outcome, confirm};
+use crate::journal::{
+    Condition, Digest, Draining, Invocation, Journal, Kind, Locked, Outcome, confirm,
+};
 use crate::kernel::KernelError;
 use crate::kernel::router::Router;
 use crate::plan::planner::Stage;
@@ -26,7 +29,7 @@ pub(super) fn run(args: &Rollback, terminal: &Terminal) -> Result<Exit, Failure>
         }
         let target = target(&journal, args.to)?;
         let (policy, source) = read(&journal, target.as_ref())?;
-        let planned = plan_unlocked(&goal(&policy, source.as_ref()))?;
+        let planned = plan_unlocked(&goal(&policy, source.as_ref(), &Draining::default()), false)?;
         show_warnings(&planned, terminal);
         let about = [
             format!(
@@ -66,10 +69,19 @@ pub(super) fn run(args: &Rollback, terminal: &Terminal) -> Result<Exit, Failure>
     }
     let target = target(&journal, args.to)?;
     let (policy, source) = read(&journal, target.as_ref())?;
-    let goal = goal(&policy, source.as_ref());
     let mut engine = Engine::with(&mut router, journal)?;
+    let next = if target.is_some() {
+        sessions::next(engine.journal(), &policy, Vec::new(), false)?
+    } else {
+        if let Ok(before) = policy_in_force(engine.journal()) {
+            sessions::tell_what_is_given_up(&before, terminal);
+        }
+        Next::default()
+    };
+    let goal = goal(&next.policy, source.as_ref(), &next.draining);
     let observed = engine.observe(&goal)?;
-    let planned = engine.plan(&goal, &observed);
+    let mut planned = engine.plan(&goal, &observed);
+    planned.warnings.extend(next.findings());
     show_warnings(&planned, terminal);
     if !planned.refusals.is_empty() {
         return Err(refused(
@@ -80,6 +92,7 @@ pub(super) fn run(args: &Rollback, terminal: &Terminal) -> Result<Exit, Failure>
     if planned.plan.is_empty() {
         engine.note_policy(&goal)?;
     } else {
+        sessions::tell_what_is_taken(&next.policy, &planned.plan, &observed, terminal)?;
         engine.perform(&goal, &planned.plan)?;
     }
     terminal.note(&format!(
@@ -139,12 +152,13 @@ fn read(journal: &Journal, target: Option<&Digest>) -> Result<(Policy, Option<So
     }
 }
 
-fn goal<'a>(policy: &'a Policy, source: Option<&'a Source>) -> Goal<'a> {
+fn goal<'a>(policy: &'a Policy, source: Option<&'a Source>, draining: &'a Draining) -> Goal<'a> {
     Goal {
         kind: Kind::Rollback,
         policy,
         source,
         stage: Stage::Complete,
+        draining,
     }
 }
 

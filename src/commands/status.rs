@@ -11,7 +11,7 @@ use crate::check::{self, Case, Finding, PolicyFile, Report, Surroundings};
 use crate::cli::Status;
 use crate::engine::policy_in_force;
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Applied, Condition, Journal, Location, confirm};
+use crate::journal::{self, Applied, Condition, Draining, Journal, Location, confirm};
 use crate::kernel::{Kernel, KernelError, Wish, live, surroundings};
 use crate::plan::planner::{self, Stage};
 use crate::policy::{Name, Policy};
@@ -261,14 +261,32 @@ fn notices(condition: Condition<'_>, in_force: &Applied) -> Vec<(String, Style)>
             Style::Warning,
         )),
     };
-    let names: Vec<&str> = in_force.draining.iter().map(Name::as_str).collect();
-    let about_draining = (!names.is_empty()).then(|| {
-        let sentence = format!(
+    let listed = |names: &[Name]| {
+        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        names.join(", ")
+    };
+    let Draining {
+        appliances,
+        left_behind,
+    } = &in_force.draining;
+    let on_hold = (!appliances.is_empty()).then(|| {
+        format!(
             "draining: new sessions of {} go to the servers directly, unrecorded",
-            names.join(", ")
-        );
-        (sentence, Style::Warning)
+            listed(appliances)
+        )
     });
+    let left_behind = left_behind.iter().map(|left| {
+        format!(
+            "draining: redirect {} of policy {} takes nothing new; `redirect repair` takes it out \
+             once its sessions have ended",
+            listed(&left.redirects),
+            left.policy.short()
+        )
+    });
+    let about_draining = on_hold
+        .into_iter()
+        .chain(left_behind)
+        .map(|sentence| (sentence, Style::Warning));
     about_transaction
         .into_iter()
         .chain(about_draining)

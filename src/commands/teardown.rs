@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use super::drain::Drained;
-use super::{counted, plan_unlocked, report_recovered, show_warnings};
+use super::{counted, plan_unlocked, report_recovered, sessions, show_warnings};
 use crate::cli::{Format, Teardown};
-use crate::engine::{Engine, Goal, take_back_open};
+use crate::engine::{Engine, Goal, policy_in_force, take_back_open};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Invocation, Kind, Location, Locked};
+use crate::journal::{self, Draining, Invocation, Kind, Location, Locked};
 use crate::kernel::router::Router;
 use crate::plan::planner::Stage;
 use crate::policy::Policy;
@@ -22,9 +22,10 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
         policy: &nothing,
         source: None,
         stage: Stage::Complete,
+        draining: &Draining::default(),
     };
     if args.dry_run {
-        let planned = plan_unlocked(&goal)?;
+        let planned = plan_unlocked(&goal, true)?;
         show_warnings(&planned, terminal);
         let about = [
             "What `redirect teardown` would do, as shell commands, in the same order.".to_owned(),
@@ -71,6 +72,10 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     if planned.plan.is_empty() && engine.journal().in_force().policy.is_none() {
         terminal.note("nothing to take back: there is nothing of redirect on this router");
         return Ok(Exit::Done);
+    }
+    // What is in force may be unreadable; that is no reason not to take it out.
+    if let Ok(before) = policy_in_force(engine.journal()) {
+        sessions::tell_what_is_given_up(&before, terminal);
     }
     engine.perform(&goal, &planned.plan)?;
     if let Some(error) = engine.unrecorded() {

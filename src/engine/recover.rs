@@ -114,7 +114,12 @@ pub fn take_back_open(
         changes,
         left,
         mut failed,
-    } = go_back(kernel, &mut |kernel| way_back.look(kernel))?;
+    } = go_back(kernel, &mut |kernel| way_back.look(kernel)).map_err(|error| {
+        Failure::from(error).detail(format!(
+            "transaction {} is not taken back yet; the next run tries again",
+            open.entry.id
+        ))
+    })?;
     let remains = remains(&failed);
     failed.extend(tidied);
     let written = if failed.is_empty() {
@@ -185,6 +190,18 @@ fn blindly(kernel: &mut dyn Kernel, plan: &Plan) -> Retreat {
             }
             _ => {}
         }
+    }
+    // What still holds rules stays, and that is no error; so it may be there yet.
+    if !retreat.failed.is_empty() {
+        let frames = plan.clone().inverse().changes.into_iter();
+        let frames = frames.filter(|change| matches!(change, Change::Frame { .. }));
+        retreat.failed.extend(frames.map(|change| {
+            let action = summarise(&change);
+            (
+                change,
+                KernelError::because(action, "whether it took cannot be seen"),
+            )
+        }));
     }
     retreat
 }

@@ -199,7 +199,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     use super::*;
-    use crate::journal::{BootId, Invocation, Kind, Locked, Who};
+    use crate::journal::{BootId, Draining, Invocation, Kind, Locked, Who};
     use crate::plan::Plan;
     use crate::test_support::Scratch;
 
@@ -257,7 +257,8 @@ mod tests {
 
     fn unconfirmed(location: &Location, deadline: u64) {
         let mut run = acquire(location);
-        run.begin(Kind::Apply, None, &Plan::default()).unwrap();
+        run.begin(Kind::Apply, None, &Draining::default(), &Plan::default())
+            .unwrap();
         run.await_confirmation(Duration::from_secs(deadline))
             .unwrap();
     }
@@ -299,10 +300,12 @@ mod tests {
         let run = RefCell::new(Some(acquire(&location)));
         let begin = || {
             let mut run = run.borrow_mut();
-            let begun = run
-                .as_mut()
-                .unwrap()
-                .begin(Kind::Apply, None, &Plan::default());
+            let begun = run.as_mut().unwrap().begin(
+                Kind::Apply,
+                None,
+                &Draining::default(),
+                &Plan::default(),
+            );
             begun.unwrap();
         };
         let die = || drop(run.borrow_mut().take());

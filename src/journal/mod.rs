@@ -96,9 +96,9 @@ pub struct Applied {
     /// The transaction that made it so; none: none ever did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction: Option<u64>,
-    /// Appliances of that policy which take no new sessions.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub draining: Vec<Name>,
+    /// What takes no new sessions.
+    #[serde(default, skip_serializing_if = "Draining::is_empty")]
+    pub draining: Draining,
     /// The boot during which the ledger's settings were written.
     pub boot: BootId,
     /// What teardown restores.
@@ -119,6 +119,47 @@ impl Applied {
         }
         self
     }
+}
+
+/// What takes no new sessions, while those that run go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// Appliances of the policy in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub appliances: Vec<Name>,
+    /// What policies before it had and it has not, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_behind: Vec<LeftBehind>,
+}
+
+impl Draining {
+    /// Whether everything takes new sessions.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.appliances.is_empty() && self.left_behind.is_empty()
+    }
+
+    /// Adds a redirect of a policy before.
+    pub fn leave_behind(&mut self, policy: &Digest, redirect: Name) {
+        let last = self.left_behind.last_mut();
+        if let Some(left) = last.filter(|left| left.policy == *policy) {
+            left.redirects.push(redirect);
+        } else {
+            self.left_behind.push(LeftBehind {
+                policy: policy.clone(),
+                redirects: vec![redirect],
+            });
+        }
+    }
+}
+
+/// Redirects of a policy that is no longer in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftBehind {
+    /// That policy.
+    pub policy: Digest,
+    /// Those of its redirects through which sessions went when they were left behind.
+    pub redirects: Vec<Name>,
 }
 
 /// How far an open transaction has come.
@@ -417,16 +458,18 @@ impl State {
 
     /// Every policy that something still refers to.
     fn policies(&self) -> BTreeSet<String> {
-        let open = self.open.iter();
-        let entries = self
-            .history
-            .iter()
-            .chain(open.clone().map(|open| &open.entry));
+        let open = self.open.as_ref();
+        let entries = (self.history.iter()).chain(open.map(|open| &open.entry));
+        let applied = [Some(&self.applied), open.map(|open| &open.after)];
+        let applied = applied.into_iter().flatten();
+        let left_behind = (applied.clone())
+            .flat_map(|applied| &applied.draining.left_behind)
+            .map(|left| &left.policy);
         entries
             .flat_map(|entry| [&entry.policy, &entry.before])
-            .chain([&self.applied.policy])
-            .chain(open.map(|open| &open.after.policy))
+            .chain(applied.map(|applied| &applied.policy))
             .flatten()
+            .chain(left_behind)
             .map(policy_name)
             .collect()
     }
@@ -518,7 +561,7 @@ impl Locked {
     }
 
     /// Writes down what is about to be done; once this returns, it may begin. `policy` is what
-    /// will be in force after it.
+    /// will be in force after it, `draining` what takes no new sessions then.
     ///
     /// # Errors
     /// If it cannot be written, or another transaction has not ended. Then nothing may be
@@ -527,34 +570,7 @@ impl Locked {
         &mut self,
         kind: Kind,
         policy: Option<&Source>,
-        plan: &Plan,
-    ) -> Result<u64, JournalError> {
-        let draining = match kind {
-            Kind::Repair => self.journal.state.applied.draining.clone(),
-            Kind::Apply | Kind::Teardown | Kind::Rollback | Kind::Drain => Vec::new(),
-        };
-        self.begin_with(kind, policy, draining, plan)
-    }
-
-    /// The same for a drain: `policy` stays in force, but these appliances of it take no
-    /// new sessions.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    pub fn begin_drain(
-        &mut self,
-        policy: Option<&Source>,
-        draining: Vec<Name>,
-        plan: &Plan,
-    ) -> Result<u64, JournalError> {
-        self.begin_with(Kind::Drain, policy, draining, plan)
-    }
-
-    fn begin_with(
-        &mut self,
-        kind: Kind,
-        policy: Option<&Source>,
-        draining: Vec<Name>,
+        draining: &Draining,
         plan: &Plan,
     ) -> Result<u64, JournalError> {
         if let Some(open) = self.open() {
@@ -582,7 +598,7 @@ impl Locked {
         let after = Applied {
             policy: digest.clone(),
             transaction: Some(id),
-            draining,
+            draining: draining.clone(),
             boot: self.journal.boot.clone(),
             ledger: before.ledger.after(plan),
             proof: before.proof.clone(),

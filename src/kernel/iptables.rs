@@ -44,6 +44,9 @@ const RESOURCE_PROBLEM: i32 = 4;
 /// The last resort of old versions: the commit failed, and why is not told.
 const OTHER_PROBLEM: i32 = 1;
 
+/// The exit status of a program whose libraries cannot be loaded (ld.so(8)).
+const NOT_STARTED: i32 = 127;
+
 /// The names under which the commands may be found, the one that people type first.
 const COMMANDS: [&str; 3] = ["iptables", "iptables-legacy", "iptables-nft"];
 
@@ -108,6 +111,10 @@ fn commands() -> Result<Vec<(&'static str, Version, Variant)>, KernelError> {
             if let Some((version, variant)) = parse::version(&text(&output.stdout)) {
                 found.push((command, version, variant));
                 break;
+            }
+            // It is there and does not even start: that it holds nothing of ours nobody knows.
+            if output.status.code() == Some(NOT_STARTED) {
+                return Err(refused(format!("cannot run `{name} -V`"), &output));
             }
         }
     }
@@ -527,6 +534,24 @@ fn swap_sets(from: Option<&Set>, to: Option<&Set>) -> Result<(), KernelError> {
     }
 }
 
+/// Removes the set that a run which was killed while it made `change` had only for the swap.
+///
+/// # Errors
+/// In the words of the command that refused it.
+pub fn tidy(change: &Change) -> Result<(), KernelError> {
+    let Change::Ipset {
+        from: Some(set),
+        to: Some(_),
+    } = change
+    else {
+        return Ok(());
+    };
+    match ipset_command(&["destroy", &write::spare_name(&set.name)], b"") {
+        Err(error) if error.reason.contains("does not exist") => Ok(()),
+        other => other,
+    }
+}
+
 fn create_set(set: &Set, name: &str) -> Result<(), KernelError> {
     let input = write::set_input(set, name);
     ipset_command(&["restore"], input.as_bytes()).inspect_err(|_| {
@@ -796,6 +821,32 @@ mod tests {
         ));
         assert_eq!(listing(variant), pristine);
         assert_eq!(observe().unwrap().sets, []);
+    }
+
+    #[test]
+    fn of_a_swap_that_was_cut_short_nothing_stays() {
+        if !own_network("a swap cut short") {
+            return;
+        }
+        let set = |network: &str| Set {
+            name: "scb-redirect-cut".to_owned(),
+            family: Family::V4,
+            networks: vec![network.parse().unwrap()],
+            foreign_kind: None,
+            others: Vec::new(),
+        };
+        let (from, to) = (set("10.20.0.0/24"), set("10.21.0.0/24"));
+        create_set(&from, &from.name).unwrap();
+        create_set(&to, &write::spare_name(&to.name)).unwrap();
+        let change = Change::Ipset {
+            from: Some(from.clone()),
+            to: Some(to),
+        };
+        // And again where there is nothing.
+        for _ in 0..2 {
+            tidy(&change).unwrap();
+            assert_eq!(observe().unwrap().sets, std::slice::from_ref(&from));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -64,11 +64,11 @@ pub fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// Runs `program` (a name to look for, or an absolute path) with `arguments`, gives it `input`
-/// on standard input, and waits until it ends, whatever its status.
+/// on standard input, and waits until it ends, whatever its exit status.
 ///
 /// # Errors
-/// If it is not found, cannot be started, prints more than [`OUTPUT_LIMIT`], or does not end
-/// within `timeout`; it is then killed.
+/// If it is not found, cannot be started, is killed (what it printed is then no answer), prints
+/// more than [`OUTPUT_LIMIT`], or does not end within `timeout`; it is then killed.
 pub fn run(
     program: &str,
     arguments: &[&str],
@@ -125,6 +125,12 @@ pub fn run(
             });
         }
     };
+    if let Some(signal) = status.signal() {
+        return Err(KernelError::because(
+            action(),
+            format!("it was killed by signal {signal}"),
+        ));
+    }
     Ok(Output {
         status,
         stdout,
@@ -296,6 +302,15 @@ mod tests {
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_is_killed_has_not_answered() {
+        let error = run("sh", &["-c", "echo half; kill -9 $$"], b"", SOON).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot run `sh`: it was killed by signal 9"
+        );
+    }
 
     #[test]
     fn output_status_and_complaint_are_kept_apart() {

@@ -155,6 +155,7 @@ impl Kernel for Router {
     fn tidy(&mut self, change: &Change) -> Result<(), KernelError> {
         match change {
             Change::File { path, .. } => files::sweep(path),
+            Change::Ipset { .. } => iptables::tidy(change),
             // The kernel makes each of these whole or not at all.
             _ => Ok(()),
         }

@@ -3,6 +3,7 @@
 //! Each change records what is there (`from`) and what is to be there (`to`), so
 //! that undoing is a swap and not code.
 
+pub mod ending;
 mod ledger;
 pub mod names;
 pub mod packets;

@@ -152,6 +152,19 @@ pub struct Redirect {
     pub snat: bool,
 }
 
+impl Redirect {
+    /// The same for sessions that run already: without interfaces, no rule takes what
+    /// clients open, or what is first seen in mid-stream; all other rules stay.
+    #[must_use]
+    pub fn without_clients(&self) -> Self {
+        Self {
+            client_interfaces: Vec::new(),
+            server_interfaces: Vec::new(),
+            ..self.clone()
+        }
+    }
+}
+
 /// Which packet filter holds the rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -252,8 +265,7 @@ impl Policy {
         for redirect in &mut self.redirects {
             let appliance = self.appliances.get(redirect.appliance);
             if appliance.is_some_and(|appliance| appliances.contains(&appliance.name)) {
-                // No client interface, no rule that marks what clients open; all others stay.
-                redirect.client_interfaces.clear();
+                *redirect = redirect.without_clients();
             }
         }
         self

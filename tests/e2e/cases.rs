@@ -586,7 +586,8 @@ pub fn a_changed_policy_disturbs_none(backend: Backend, mode: Mode) {
         );
         assert_eq!(lab.ask("bystander", server, 3389).way(), Some(Way::Direct));
     }
-    // As if it had never been otherwise.
+    // As if it had never been otherwise, once the last of those sessions has ended.
+    repair_until_drained(&lab);
     let changed = Snapshot::of(&lab).without_handles();
     lab.redirect(&["teardown"]).ended(0);
     lab.redirect(&["apply"]).ended(0);
@@ -634,6 +635,122 @@ pub fn draining_cuts_none(backend: Backend, mode: Mode) {
     );
     drop(held);
     lab.redirect(&["teardown"]).ended(0);
+    Snapshot::of(&lab).assert_is(&pristine);
+}
+
+/// Repairs, as a timer does, until what was left behind is gone.
+fn repair_until_drained(lab: &Lab) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while lab.redirect(&["status"]).stdout.contains("draining") {
+        assert!(Instant::now() < deadline, "it still drains");
+        lab.redirect(&["repair"]).ended(0);
+    }
+}
+
+const OTHER: &str = r#"
+[appliance.other]
+address   = ["10.31.0.2", "fd00:31::2"]
+interface = "sps1"
+table     = 104
+mark      = 2
+"#;
+
+const SHELL: &str = r#"
+[[redirect]]
+name             = "shell"
+appliance        = "other"
+client_interface = "eth0"
+server_network   = ["10.20.0.0/24", "fd00:20::/64"]
+port             = 2222
+"#;
+
+/// One appliance of two: by `teardown --drain --appliance`, by a policy that no longer has it,
+/// and by one that gives what it had to the other.
+pub fn one_of_two_appliances_drains(backend: Backend, mode: Mode) {
+    let Some(lab) = lab("one_of_two_appliances_drains", backend, &["second"]) else {
+        return;
+    };
+    lab.mode(mode);
+    let pristine = Snapshot::of(&lab);
+    let one = policy(backend, mode, "").replace("snat  ", "appliance        = \"scb\"\nsnat  ");
+    let two = one.replace("[options]", &format!("{OTHER}{SHELL}[options]"));
+    lab.apply(&one);
+    let with_one = Snapshot::of(&lab).without_handles();
+    let way = |port| lab.ask("client", SERVERS[1], port).way();
+
+    // By hand; who waits sees it end.
+    lab.apply(&two);
+    let mut held = lab.hold(SERVERS[0], 2222);
+    assert_eq!(held.opened.way(), Some(Way::Recorded));
+    let drain = ["teardown", "--drain", "--appliance", "other"];
+    lab.redirect(&drain).ended(2);
+    assert_eq!(
+        (way(2222), way(3389)),
+        (Some(Way::Direct), Some(Way::Recorded))
+    );
+    lab.redirect(&["status"]).ended(0);
+    lab.redirect(&["repair"]).ended(0);
+    assert!(held.is_alive(), "cut by `teardown --drain --appliance`");
+    drop(held);
+    lab.redirect(&[&drain[..], &["--wait", "30s"]].concat())
+        .ended(0);
+
+    // By the policy: the appliance is no longer in it.
+    lab.apply(&two);
+    assert_eq!(way(2222), Some(Way::Recorded));
+    let mut held = lab.hold(SERVERS[0], 2222);
+    let mut other = lab.hold(SERVERS[0], 3389);
+    let told = lab.apply(&one).stderr;
+    assert!(
+        told.contains("through `other` for redirect `shell`"),
+        "{told}"
+    );
+    assert_eq!(
+        (way(2222), way(3389)),
+        (Some(Way::Direct), Some(Way::Recorded))
+    );
+    let status = lab.redirect(&["status"]).ended(0).stdout;
+    assert!(status.contains("draining: redirect `shell`"), "{status}");
+    lab.redirect(&["repair"]).ended(0);
+    // The same policy again is no reason to cut it either.
+    lab.redirect(&["apply"]).ended(0);
+    assert!(held.is_alive() && other.is_alive(), "cut by apply");
+    drop(held);
+    repair_until_drained(&lab);
+    Snapshot::of(&lab).without_handles().assert_is(&with_one);
+
+    // What it had goes to the other one, which may not have its mark.
+    let shell = SHELL.replace("2222", "[2222, 3389, \"5900-5910\"]");
+    let takes_over = format!(
+        "version = 1\n{OTHER}{shell}[options]\nbackend = \"{}\"\n",
+        backend.option()
+    );
+    lab.policy(&takes_over.replace("mark      = 2", "mark = 1"));
+    let refused = lab.redirect(&["apply"]).ended(1).stderr;
+    assert!(
+        refused.contains("`other` takes over its mark 1"),
+        "{refused}"
+    );
+    assert!(other.is_alive(), "cut by a refusal");
+    assert_eq!(way(3389), Some(Way::Recorded));
+    lab.apply(&takes_over);
+    assert!(other.is_alive(), "handed over");
+    let session = lab.ask("client", SERVERS[0], 3389);
+    assert!(
+        matches!(session, Session::Answered { peer, .. } if peer.0.to_string() == "10.31.0.2"),
+        "{session:?}"
+    );
+
+    // All of it, ended by whoever does not want to wait, who is told what that costs.
+    lab.redirect(&["teardown", "--drain"]).ended(2);
+    assert!(other.is_alive(), "cut by `teardown --drain`");
+    assert_eq!(way(3389), Some(Way::Direct));
+    let told = lab.redirect(&["teardown"]).ended(0).stderr;
+    assert!(
+        told.contains("cutting 1 open connection that goes"),
+        "{told}"
+    );
+    drop(other);
     Snapshot::of(&lab).assert_is(&pristine);
 }
 
@@ -789,6 +906,7 @@ macro_rules! list {
                         teardown_loses_none_client_address = ClientAddress;
                     draining_cuts_none: draining_cuts_none_own = Own,
                         draining_cuts_none_client_address = ClientAddress;
+                    one_of_two_appliances_drains: one_of_two_appliances_drains = Own;
                     repair_puts_back: repair_puts_back = ClientAddress;
                     teardown_leaves_no_trace: teardown_leaves_no_trace = ClientAddress;
                 }
