@@ -12,7 +12,7 @@ use crate::journal::{
     Digest, Draining, Invocation, Journal, JournalError, Kind, Location, Locked, confirm,
 };
 use crate::kernel::signals::Uninterrupted;
-use crate::kernel::{Kernel, Wish};
+use crate::kernel::{Kernel, KernelError, Wish};
 use crate::observation::Observed;
 use crate::plan::planner::{self, Planned, Stage};
 use crate::plan::{Change, Plan, ending};
@@ -263,10 +263,11 @@ impl<'k> Engine<'k> {
             self.journal.undone(why)
         } else {
             failure = failure.detail("NOT everything could be taken back; this remains:");
-            for (change, error) in &retreat.failed {
-                failure = failure.detail(format!("  {error}; by hand: {}", one_line(change)));
+            for (_, error) in &retreat.failed {
+                failure = failure.detail(format!("  {error}"));
             }
-            failure = failure.hint("type these commands, or run `redirect teardown`");
+            failure.report = Some(by_hand(&retreat.failed));
+            failure = failure.hint("run the commands above, or `redirect teardown`");
             self.journal.failed(why, &retreat.remains())
         };
         match written {
@@ -347,6 +348,16 @@ fn carry_out(kernel: &mut dyn Kernel, plan: &Plan) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The commands for what could not be done, whole: they are to be typed.
+fn by_hand(failed: &[(Change, KernelError)]) -> String {
+    let changes = failed.iter().map(|(change, _)| change.clone());
+    let plan = Plan {
+        changes: changes.collect(),
+    };
+    let about = ["What could not be taken back. To be run as root.".to_owned()];
+    shell::script(&plan, &about)
 }
 
 /// The command that makes a change, its input left out.

@@ -730,17 +730,42 @@ fn without_a_state_directory_and_with_a_damaged_journal() {
         "{}",
         error_of(&output)
     );
-    // What only the journal knew cannot be put back, and nothing else is left.
-    let by_hand =
-        "echo 1 > /proc/sys/net/ipv4/conf/sps0/rp_filter; rmdir /etc/iproute2/rt_tables.d";
-    let left = difference(&pristine, &router.snapshot());
-    assert_eq!(left.lines().count(), 3, "{left}");
-    assert!(left.contains("left over: ./rt_tables.d d 755"), "{left}");
-    assert!(
-        left.contains("left over: /proc/sys/net/ipv4/conf/sps0/rp_filter:2"),
-        "{left}"
+    // What only the journal knew cannot be put back, and is named; nothing else is left.
+    let told = "net/ipv4/conf/sps0/rp_filter holds 2 and is left so";
+    let by_hand = "echo 1 > /proc/sys/net/ipv4/conf/sps0/rp_filter";
+    assert!(error_of(&output).contains(told), "{}", error_of(&output));
+    assert_eq!(
+        difference(&pristine, &router.snapshot()),
+        "  missing: /proc/sys/net/ipv4/conf/sps0/rp_filter:1\n  \
+         left over: /proc/sys/net/ipv4/conf/sps0/rp_filter:2\n"
     );
     router.shell(by_hand);
+
+    // The same where it cannot even be set aside.
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    router.shell(
+        "mount --bind /var/lib/redirect /var/lib/redirect
+         truncate --size 100 /var/lib/redirect/journal.json
+         mount -o remount,bind,ro /var/lib/redirect",
+    );
+    let output = router.redirect(&["teardown"]);
+    assert!(output.status.success(), "{}", error_of(&output));
+    assert!(error_of(&output).contains(told), "{}", error_of(&output));
+    router.shell(&format!("{by_hand}; umount /var/lib/redirect"));
+    assert_eq!(router.snapshot(), pristine);
+    router.must(&["teardown"]);
+
+    // Where the name cannot be taken back, all else comes back, and that is what is said.
+    router.must(&["apply", "/var/lib/policies/a.toml"]);
+    router.shell("mount -o remount,ro /etc/iproute2");
+    let output = router.redirect(&["teardown"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = error_of(&output);
+    assert!(said.contains("the router is as it was"), "{said}");
+    assert!(!said.contains("NOT everything"), "{said}");
+    assert_eq!(router.snapshot(), applied);
+    router.shell("mount -o remount,rw /etc/iproute2");
+    router.must(&["teardown"]);
 
     // No state directory, and none can be made.
     router.must(&["apply", "/var/lib/policies/a.toml"]);

@@ -1,6 +1,8 @@
 //! `redirect teardown`: takes all of it back, by our marks of ownership and by what the
 //! journal remembers; it needs neither the policy file nor, for all but sysctls, the journal.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::drain::Drained;
@@ -8,8 +10,11 @@ use super::{counted, plan_unlocked, report_recovered, sessions, show_warnings};
 use crate::cli::{Format, Teardown};
 use crate::engine::{Engine, Goal, policy_in_force, take_back_open};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Draining, Invocation, Kind, Location, Locked};
+use crate::journal::{self, Draining, Invocation, Kind, Location, Locked, Lost};
 use crate::kernel::router::Router;
+use crate::net::{IfName, RouteProtocol};
+use crate::observation::{Observed, Setting, Sysctl, TableNames};
+
 use crate::plan::planner::Stage;
 use crate::policy::Policy;
 use crate::render;
@@ -45,13 +50,18 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     }
     let mut router = Router::open()?;
     let location = Location::new(journal::DIRECTORY)?;
-    let (mut journal, aside) =
+    let (mut journal, lost) =
         Locked::acquire_setting_aside(&location, Invocation::current(), lock_wait(args))?;
-    if let Some(aside) = aside {
-        terminal.warn(
-            &format!("the journal was damaged, and is now {}", aside.display()),
-            Some("sysctls that it remembered cannot be restored; see `sysctl -a | grep -e rp_filter -e send_redirects`"),
-        );
+    match &lost {
+        None | Some(Lost::Missing) => {}
+        Some(Lost::SetAside(path)) => terminal.warn(
+            &format!("the journal was damaged, and is now {}", path.display()),
+            None,
+        ),
+        Some(Lost::Damaged(path)) => terminal.warn(
+            &format!("the journal is damaged, and cannot be set aside: {}", path.display()),
+            Some("remount its file system writable and run `redirect teardown` again: until then every other command refuses to build on it"),
+        ),
     }
     let unconfirmed = match journal.open() {
         Some(open) if matches!(open.stage, journal::Stage::Unconfirmed { .. }) => {
@@ -68,6 +78,14 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
         report_recovered(recovered, terminal);
     }
     let observed = engine.observe(&goal)?;
+    if lost.is_some() {
+        if observed.table_names.drop_in.is_some() {
+            let directories = [TableNames::DIRECTORY, TableNames::DROP_IN_DIRECTORY];
+            let directories = directories.map(PathBuf::from).to_vec();
+            engine.journal().presume_made(directories);
+        }
+        warn_of_settings(&observed, terminal);
+    }
     let planned = engine.plan(&goal, &observed);
     if planned.plan.is_empty() && engine.journal().in_force().policy.is_none() {
         terminal.note("nothing to take back: there is nothing of redirect on this router");
@@ -89,6 +107,49 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
         counted(planned.plan.changes.len(), "change", "changes")
     ));
     Ok(Exit::Done)
+}
+
+/// Names the settings that may be ours, and that only the journal knew the former values of.
+fn warn_of_settings(observed: &Observed, terminal: &Terminal) {
+    let interfaces: BTreeSet<&IfName> = (observed.routes.iter())
+        .filter(|route| route.protocol == RouteProtocol::OURS)
+        .filter_map(|route| route.interface.as_ref())
+        .collect();
+    if interfaces.is_empty() {
+        return;
+    }
+    let of_all = [Setting::RpFilter, Setting::SendRedirects].map(Sysctl::ipv4_all);
+    let own = interfaces.iter().flat_map(|interface| {
+        [Setting::RpFilter, Setting::SendRedirects].map(|setting| Sysctl::ipv4(interface, setting))
+    });
+    for sysctl in own.chain(of_all) {
+        let found = observed.sysctl(&sysctl).map(str::trim);
+        let is_what_we_write = match (sysctl.setting, &sysctl.interface) {
+            (Setting::RpFilter, Some(_)) => matches!(found, Some("0" | "2")),
+            (_, None) | (Setting::SendRedirects, _) => found == Some("0"),
+            _ => false,
+        };
+        let (true, Some(found)) = (is_what_we_write, found) else {
+            continue;
+        };
+        let default = IfName::new("default")
+            .ok()
+            .map(|name| Sysctl::ipv4(&name, sysctl.setting));
+        let usual = default
+            .as_ref()
+            .and_then(|default| observed.sysctl(default));
+        terminal.warn(
+            &format!(
+                "{sysctl} holds {found} and is left so: redirect may have written that, and what it held before is not known without the journal"
+            ),
+            Some(&match usual.map(str::trim) {
+                Some(usual) if usual != found => format!(
+                    "new interfaces get {usual} here: perhaps `sysctl -w {sysctl}={usual}`"
+                ),
+                _ => format!("see `/etc/sysctl.d` for what `{sysctl}` is to be"),
+            }),
+        );
+    }
 }
 
 /// How long to wait for other runs: with `--drain`, `--wait` is about sessions.

@@ -186,6 +186,17 @@ pub struct Open {
     pub after: Applied,
 }
 
+/// Why a journal does not say what was done to this router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// There is none: nothing was ever applied, or somebody removed it.
+    Missing,
+    /// It was damaged, and now has this name.
+    SetAside(PathBuf),
+    /// It is damaged, has this name, and cannot be given another.
+    Damaged(PathBuf),
+}
+
 /// All that `journal.json` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
@@ -237,6 +248,16 @@ impl Journal {
             Some(bytes) => State::decode(&bytes, &store)?,
             None => State::empty(),
         };
+        Ok(Self::holding(store, state, location))
+    }
+
+    /// One that says nothing, in the place of one that cannot be read.
+    fn blank(location: &Location) -> Self {
+        let store = Store::new(location.directory.clone());
+        Self::holding(store, State::empty(), location)
+    }
+
+    fn holding(store: Store, state: State, location: &Location) -> Self {
         let mut journal = Self {
             store,
             boot: location.boot.clone(),
@@ -244,7 +265,7 @@ impl Journal {
         };
         let applied = std::mem::take(&mut journal.state.applied);
         journal.state.applied = applied.at(&location.boot);
-        Ok(journal)
+        journal
     }
 
     /// The same, and who holds the lock. A run that ends in between is not mistaken for one
@@ -519,8 +540,8 @@ impl Locked {
         Ok(Self::holding(lock, Journal::read(location)?, invocation))
     }
 
-    /// The same for teardown, which must work whatever state the journal is in: a damaged
-    /// one is given another name, which is returned, and an empty one takes its place.
+    /// The same for teardown, which must work whatever state the journal is in: what is
+    /// lost of it is returned, and an empty one takes its place.
     ///
     /// # Errors
     /// As [`Self::acquire`], damage aside.
@@ -528,7 +549,7 @@ impl Locked {
         location: &Location,
         invocation: Invocation,
         wait: Duration,
-    ) -> Result<(Self, Option<PathBuf>), JournalError> {
+    ) -> Result<(Self, Option<Lost>), JournalError> {
         let lock = match lock(location, wait) {
             // Nothing can be written down then, but what bears our marks can be removed. The
             // router's own namespace stands in for the directory that cannot be made.
@@ -537,17 +558,27 @@ impl Locked {
                 .and_then(|namespace| take(namespace, wait))?,
             other => other?,
         };
-        let (journal, aside) = match Journal::read(location) {
+        let (journal, lost) = match Journal::read(location) {
+            Ok(journal) if journal.last() == 0 => (journal, Some(Lost::Missing)),
             Ok(journal) => (journal, None),
-            Err(JournalError::Damaged { .. }) => {
-                let store = Store::new(location.directory.clone());
+            Err(JournalError::Damaged { path, .. }) => {
                 let name = format!("{JOURNAL}.damaged-{}", String::from(Stamp::now()));
-                store.rename(JOURNAL, &name)?;
-                (Journal::read(location)?, Some(store.path(&name)))
+                let journal = Journal::blank(location);
+                let lost = match journal.store.rename(JOURNAL, &name) {
+                    Ok(()) => Lost::SetAside(journal.store.path(&name)),
+                    Err(error) if error.is_unwritable() => Lost::Damaged(path),
+                    Err(error) => return Err(error),
+                };
+                (journal, Some(lost))
             }
             Err(error) => return Err(error),
         };
-        Ok((Self::holding(lock, journal, invocation), aside))
+        Ok((Self::holding(lock, journal, invocation), lost))
+    }
+
+    /// Takes it that these directories were made for us, where the journal that knew is lost.
+    pub fn presume_made(&mut self, directories: Vec<PathBuf>) {
+        self.journal.state.applied.ledger.directories = directories;
     }
 
     fn holding(lock: Lock, journal: Journal, invocation: Invocation) -> Self {

@@ -953,13 +953,13 @@ fn a_damaged_journal_is_refused_but_does_not_hinder_teardown() {
         assert!(error.hint().unwrap().contains("redirect teardown"));
     }
     let wait = Duration::ZERO;
-    let (run, aside) = Locked::acquire_setting_aside(&location, invocation(), wait).unwrap();
+    let (run, lost) = Locked::acquire_setting_aside(&location, invocation(), wait).unwrap();
+    let Some(Lost::SetAside(aside)) = lost else {
+        panic!("{lost:?}");
+    };
     assert_eq!(run.in_force().policy, None);
     assert!(run.open().is_none());
-    assert_eq!(
-        std::fs::read(aside.unwrap()).unwrap(),
-        whole[..whole.len() - 1]
-    );
+    assert_eq!(std::fs::read(aside).unwrap(), whole[..whole.len() - 1]);
     drop(run);
 
     damage(br#"{"version":2,"everything":"new"}"#);

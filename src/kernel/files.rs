@@ -269,7 +269,11 @@ pub fn is_temporary(name: &str) -> bool {
 /// # Errors
 /// If it is there and cannot be removed.
 pub fn sweep(path: &Path) -> Result<(), KernelError> {
-    let swept = temporary(path).and_then(fs::remove_file);
+    let swept = temporary(path).and_then(|beside| {
+        // On a read-only file system, removing what is not there is refused as well.
+        fs::symlink_metadata(&beside)?;
+        fs::remove_file(&beside)
+    });
     match swept {
         Err(error) if !is_absent(&error) => Err(explain(
             format!("cannot remove what was left beside `{}`", path.display()),
