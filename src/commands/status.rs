@@ -85,6 +85,7 @@ fn show(
         drift,
         report: &report,
         condition,
+        journal: &journal,
         in_force,
         numbers,
     };
@@ -114,6 +115,7 @@ struct Shown<'a> {
     troubles: Vec<&'a Finding>,
     report: &'a Report,
     condition: Condition<'a>,
+    journal: &'a Journal,
     in_force: &'a Applied,
     numbers: Numbers,
 }
@@ -167,14 +169,8 @@ impl Shown<'_> {
 
     fn text(&self, before: Option<(&Numbers, Duration)>, colour: bool) -> String {
         let digest = self.in_force.policy.as_ref().map(journal::Digest::short);
-        let mut text = match digest {
-            Some(digest) => format!(
-                "policy {digest} in force: {}\n",
-                counted(self.policy.redirects.len(), "redirect", "redirects")
-            ),
-            None => "no policy in force\n".to_owned(),
-        };
-        for (sentence, style) in notices(self.condition, self.in_force) {
+        let mut text = headline(digest, &self.policy);
+        for (sentence, style) in notices(self.journal, self.condition) {
             _ = writeln!(text, "{}", paint(colour, style, &sentence));
         }
         if self.exit() == Exit::Done && digest.is_some() {
@@ -230,8 +226,20 @@ fn transaction(condition: Condition<'_>) -> serde_json::Value {
     }
 }
 
+fn headline(digest: Option<&str>, policy: &Policy) -> String {
+    let Some(digest) = digest else {
+        return "no policy in force\n".to_owned();
+    };
+    // Without interfaces they only let sessions end.
+    let taking = (policy.redirects.iter()).filter(|one| !one.client_interfaces.is_empty());
+    format!(
+        "policy {digest} in force: {}\n",
+        counted(taking.count(), "redirect", "redirects")
+    )
+}
+
 /// What is to be known before anything else, and how it looks.
-fn notices(condition: Condition<'_>, in_force: &Applied) -> Vec<(String, Style)> {
+fn notices(journal: &Journal, condition: Condition<'_>) -> Vec<(String, Style)> {
     let about_transaction = match condition {
         Condition::Settled => None,
         Condition::Underway(open) => Some((
@@ -243,12 +251,13 @@ fn notices(condition: Condition<'_>, in_force: &Applied) -> Vec<(String, Style)>
         )),
         Condition::Interrupted(open) => Some((
             format!(
-                "interrupted: transaction {} (`{}` by {}, begun {}) was cut short; `redirect \
-                 rollback` takes it back",
+                "interrupted: transaction {} (`{}` by {}, begun {}) is to be taken back: {}; \
+                 `redirect rollback` does that, and so does any other command that changes something",
                 open.entry.id,
                 open.entry.command.join(" ").escape_debug(),
                 open.entry.who,
-                open.entry.started
+                open.entry.started,
+                journal.why_back(open)
             ),
             Style::Error,
         )),
@@ -268,7 +277,7 @@ fn notices(condition: Condition<'_>, in_force: &Applied) -> Vec<(String, Style)>
     let Draining {
         appliances,
         left_behind,
-    } = &in_force.draining;
+    } = &journal.in_force().draining;
     let on_hold = (!appliances.is_empty()).then(|| {
         format!(
             "draining: new sessions of {} go to the servers directly, unrecorded",

@@ -2,7 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use crate::journal::{
-    Condition, Digest, Entry, Journal, JournalError, Left, Locked, Reach, Recovery, Stage, confirm,
+    Condition, Digest, Entry, Journal, JournalError, Left, Locked, Reach, Recovery, confirm,
     recovery, summarise,
 };
 use crate::kernel::signals::Uninterrupted;
@@ -70,17 +70,7 @@ pub fn settle(kernel: &mut dyn Kernel, journal: &mut Locked) -> Result<Option<Re
             .detail("nothing was changed")
             .hint("`redirect confirm` keeps it, `redirect rollback` takes it back at once"));
         }
-        Condition::Interrupted(open) | Condition::Underway(open) => {
-            let restarted = open.entry.boot != *journal.boot();
-            match (&open.stage, restarted) {
-                (Stage::Performing, false) => "it was cut short",
-                (Stage::Performing, true) => "it was cut short by a restart of the machine",
-                (Stage::Unconfirmed { .. }, false) => "it was not confirmed in time",
-                (Stage::Unconfirmed { .. }, true) => {
-                    "the machine restarted before it was confirmed"
-                }
-            }
-        }
+        Condition::Interrupted(open) | Condition::Underway(open) => journal.why_back(open),
     };
     take_back_open(kernel, journal, why).map(Some)
 }

@@ -342,6 +342,18 @@ impl Journal {
         }
     }
 
+    /// Why an open transaction that nobody works on is taken back.
+    #[must_use]
+    pub fn why_back(&self, open: &Open) -> &'static str {
+        let restarted = open.entry.boot != self.boot;
+        match (&open.stage, restarted) {
+            (Stage::Performing, false) => "it was cut short",
+            (Stage::Performing, true) => "it was cut short by a restart of the machine",
+            (Stage::Unconfirmed { .. }, false) => "it was not confirmed in time",
+            (Stage::Unconfirmed { .. }, true) => "the machine restarted before it was confirmed",
+        }
+    }
+
     /// Who holds the lock now, as far as the kernel shows it.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
