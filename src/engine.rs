@@ -266,7 +266,7 @@ impl<'k> Engine<'k> {
             for (_, error) in &retreat.failed {
                 failure = failure.detail(format!("  {error}"));
             }
-            failure.report = Some(by_hand(&retreat.failed));
+            failure.report = Some(by_hand(&retreat.failed).into());
             failure = failure.hint("run the commands above, or `redirect teardown`");
             self.journal.failed(why, &retreat.remains())
         };

@@ -76,12 +76,14 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     };
     let observed = engine.observe(&goal)?;
     let mut planned = engine.plan(&goal, &observed);
-    planned.warnings.extend(next.findings());
+    if planned.refusals.is_empty() {
+        next.must_cut_none()?;
+        planned.warnings.extend(next.findings());
+    }
     show_warnings(&planned, terminal);
     if !planned.refusals.is_empty() {
         return Err(typed.refused(&planned.refusals, terminal));
     }
-    next.must_cut_none()?;
     let digest = journal::Digest::of(source);
     if planned.plan.is_empty() {
         let in_force = engine.journal().in_force();

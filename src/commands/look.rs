@@ -7,7 +7,7 @@ use crate::check::{Backend, Case, PolicyFile, Surroundings};
 use crate::cli::{POLICY, PolicyArg};
 use crate::engine::policy_in_force;
 use crate::failure::Failure;
-use crate::journal::{self, Journal, Location};
+use crate::journal::{self, Digest, Journal, Location};
 use crate::kernel::router::Router;
 use crate::kernel::{Kernel, Wish, surroundings};
 use crate::observation::Observed;
@@ -31,13 +31,17 @@ impl Seen {
     pub(super) fn of(policy: Policy, source: &Source) -> Result<Self, Failure> {
         let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
         let before = policy_in_force(&journal)?;
-        let in_force = !before.is_empty() && before == policy;
+        let digest = Digest::of(source);
+        // Something of a policy before it may go on beside it.
+        let in_force = journal.in_force().policy.as_ref() == Some(&digest) || before == policy;
+        let in_force = in_force && !before.is_empty();
         let mut router = trusting_router(&journal, &before)?;
         let observed = router.observe(&Wish {
             policies: &[&policy, &before],
         })?;
         let ledger = &journal.in_force().ledger;
-        let planned = planner::plan(&policy, &observed, ledger, Stage::Complete);
+        let wanted = if in_force { &before } else { &policy };
+        let planned = planner::plan(wanted, &observed, ledger, Stage::Complete);
         let surroundings = surroundings::gather(&policy, in_force, &observed, &mut router);
         Ok(Self {
             file: policy_file(source),

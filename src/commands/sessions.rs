@@ -115,8 +115,12 @@ impl Next {
             Some(clash) => Finding {
                 code: "sessions-cut",
                 key: None,
-                message: format!("{}: {}", left.sentence("are cut that go"), clash.message),
-                hint: format!("{}; then they end as they began", clash.hint),
+                message: format!(
+                    "{}, and cannot go on: {}",
+                    left.sentence("go"),
+                    clash.message
+                ),
+                hint: format!("{}: then they end as they began", clash.hint),
             },
         });
         kept.chain(cut).collect()

@@ -406,20 +406,24 @@ fn a_proof_is_kept_with_what_is_in_force() {
         journal.in_force().proof.clone()
     };
     let mut run = acquire(&location);
-    run.begin(Kind::Apply, None, &first_apply()).unwrap();
+    run.begin(Kind::Apply, None, &Draining::default(), &first_apply())
+        .unwrap();
     run.keep_proof(proof(7));
     assert_eq!(kept(), None);
     run.done().unwrap();
     assert_eq!(kept(), proof(7));
-    run.begin(Kind::Apply, None, &Plan::default()).unwrap();
+    run.begin(Kind::Apply, None, &Draining::default(), &Plan::default())
+        .unwrap();
     run.done().unwrap();
     assert_eq!(kept(), proof(7));
     // What was taken back has left nothing.
-    run.begin(Kind::Apply, None, &Plan::default()).unwrap();
+    run.begin(Kind::Apply, None, &Draining::default(), &Plan::default())
+        .unwrap();
     run.keep_proof(proof(8));
     run.undone("it was told to").unwrap();
     assert_eq!(kept(), proof(7));
-    run.begin(Kind::Teardown, None, &Plan::default()).unwrap();
+    run.begin(Kind::Teardown, None, &Draining::default(), &Plan::default())
+        .unwrap();
     run.keep_proof(None);
     run.done().unwrap();
     assert_eq!(kept(), None);

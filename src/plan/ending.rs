@@ -137,16 +137,18 @@ fn fits(
                     one.addresses.iter().map(ToString::to_string).collect();
                 format!("{} on `{}`", addresses.join(", "), one.interface)
             };
-            let message = if is(other) == is(appliance) {
-                format!(
-                    "`{name}` changes its mark from {} to {}",
-                    appliance.mark, other.mark
-                )
-            } else {
-                format!("`{name}` moves from {} to {}", is(appliance), is(other))
-            };
+            if is(other) == is(appliance) {
+                let (old, new) = (appliance.mark.value, other.mark.value);
+                return clash(
+                    format!("`{name}` changes its mark from {old} to {new}"),
+                    format!(
+                        "write `mark = {old}` and `table = {}` in [appliance.{name}], as they are now",
+                        appliance.table
+                    ),
+                );
+            }
             return clash(
-                message,
+                format!("`{name}` moves from {} to {}", is(appliance), is(other)),
                 format!("give [appliance.{name}] another name, `mark` and `table` than it has now"),
             );
         }
