@@ -613,9 +613,10 @@ fn fifty_runs_at_once() {
     let mut holder = router.command("strace");
     holder
         .args(["-qq", "-o", "/dev/null", "-e", "trace=flock", "-e"])
-        .arg("inject=flock:delay_exit=10000000:when=1")
+        .arg("inject=flock:delay_exit=10000000:when=1+")
         .arg(program())
-        .args(["apply", "/var/lib/policies/b.toml"]);
+        // Whoever looks below whether the lock is taken takes it for an instant: it may come second.
+        .args(["apply", "--wait", "60", "/var/lib/policies/b.toml"]);
     let mut holder = holder.spawn().unwrap();
     wait_until("the lock is taken", || {
         let tried = router.run("flock", &["--nonblock", "/var/lib/redirect", "true"]);
@@ -624,7 +625,7 @@ fn fifty_runs_at_once() {
     let output = router.redirect(&["apply", "/var/lib/policies/a.toml"]);
     assert_eq!(output.status.code(), Some(75), "{}", error_of(&output));
     assert!(
-        error_of(&output).contains("apply /var/lib/policies/b.toml"),
+        error_of(&output).contains("apply --wait 60 /var/lib/policies/b.toml"),
         "{}",
         error_of(&output)
     );
