@@ -138,9 +138,9 @@ class Router:
             module.fail_json(msg="redirect is not installed on this router")
 
     def run(self, *arguments, accepted=(DONE,)):
-        """Runs it; what it fails with is what this module fails with."""
+        """Runs it; what it fails with, unless anything is accepted, is what this module fails with."""
         status, stdout, stderr = self.module.run_command([self.program] + list(arguments))
-        if status not in accepted:
+        if accepted is not None and status not in accepted:
             self.module.fail_json(
                 msg=stderr.strip() or stdout.strip() or "redirect %s failed" % arguments[0],
                 cmd=" ".join(arguments),
@@ -169,13 +169,16 @@ def write(path, text):
 
 def judge(router, policy):
     """Fails if the policy would break or leak on this router, now that it is as it is."""
-    status, findings = router.run("check", "--json", policy, accepted=(DONE, DRIFT))
+    status, findings = router.run("check", "--json", policy, accepted=None)
     if status == DONE:
         return
-    errors = [each for each in json.loads(findings)["findings"] if each["severity"] == "error"]
-    # What others have taken away of the policy in force is what an apply puts back.
-    if not errors or any(each["code"] != "drift" for each in errors):
-        router.run("check", policy)
+    if status == DRIFT:
+        errors = [each["code"] for each in json.loads(findings)["findings"] if each["severity"] == "error"]
+        # What others have taken away of the policy in force is what an apply puts back.
+        if errors and set(errors) == {"drift"}:
+            return
+    # Again, for people.
+    router.run("check", policy)
 
 
 class Files:
@@ -269,11 +272,11 @@ def applied(module, router):
 
 def absent(module, router):
     """Takes everything back."""
-    script = router.run("teardown", "--dry-run", "--format", "json")[1]
-    changes = module.from_json(script)["changes"]
+    script = router.run("teardown", "--dry-run")[1]
+    changes = module.from_json(router.run("teardown", "--dry-run", "--format", "json")[1])["changes"]
     result = {"changed": bool(changes), "drift": script if changes else "", "unconfirmed": False}
     if module._diff and changes:
-        result["diff"] = {"prepared": router.run("teardown", "--dry-run")[1]}
+        result["diff"] = {"prepared": script}
     if changes and not module.check_mode:
         router.run("teardown", "--wait", str(module.params["wait"]))
     return result
