@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use super::{Leg, Model, Packet, patterns, seal_comment, sent_comment, unknown_comment};
-use crate::net::{IfName, IfPattern, Mark, Networks};
+use crate::net::{IfName, IfPattern, Mark, Networks, Ranges};
 use crate::nft::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, Table, Verdict,
 };
@@ -55,6 +55,7 @@ pub fn table(policy: &Policy) -> Option<Table> {
         policy,
         model: Model::new(policy),
         chains: BTreeMap::new(),
+        sets: Vec::new(),
     };
     renderer.fixed();
     renderer.prerouting();
@@ -65,9 +66,12 @@ pub fn table(policy: &Policy) -> Option<Table> {
     if renderer.model.is_sealed() {
         renderer.seal();
     }
+    let mut sets = sets(policy);
+    sets.append(&mut renderer.sets);
+    sets.sort_by(|a, b| a.name.cmp(&b.name));
     Some(Table {
         flags: 0,
-        sets: sets(policy),
+        sets,
         chains: renderer
             .chains
             .into_iter()
@@ -116,7 +120,6 @@ fn sets(policy: &Policy) -> Vec<Set> {
             }
         }
     }
-    sets.sort_by(|a, b| a.name.cmp(&b.name));
     sets
 }
 
@@ -124,6 +127,8 @@ struct Renderer<'p> {
     policy: &'p Policy,
     model: Model<'p>,
     chains: BTreeMap<String, (Option<Base>, Vec<Rule>)>,
+    /// Those that are of no one redirect.
+    sets: Vec<Set>,
 }
 
 impl Renderer<'_> {
@@ -180,20 +185,9 @@ impl Renderer<'_> {
                 ])),
             }
         }
-        if !exact.is_empty() {
-            exact.sort();
-            rules.insert(
-                0,
-                Rule::of([
-                    Expression::MetaLoad(MetaKey::InputName),
-                    Expression::InlineVerdictMap {
-                        elements: exact,
-                        key_type: TYPE_IFNAME,
-                    },
-                ]),
-            );
-        }
-        rules.push(self.settled(&[]));
+        let input = [Expression::MetaLoad(MetaKey::InputName)];
+        rules.splice(0..0, dispatch(&input, TYPE_IFNAME, exact));
+        rules.extend(self.settled(&[]));
         rules.extend(self.new_or_invalid(NEW_OR_INVALID, &[], |_| false));
         self.base("prerouting", PREROUTING, rules);
     }
@@ -249,7 +243,7 @@ impl Renderer<'_> {
         if !from.is_empty() {
             rules.push(Rule::of(clear_packet_mark(self.policy.options.mark_mask)));
         }
-        rules.push(self.settled(from));
+        rules.extend(self.settled(from));
         for redirect in &self.policy.redirects {
             if redirect.snat && from.contains(&redirect.appliance) {
                 each_family(redirect, Side::Destination, |matched| {
@@ -296,18 +290,36 @@ impl Renderer<'_> {
                 in_state(NEW).into_iter().chain(pure_syn(false)).chain(on),
             ));
         }
-        for redirect in takers {
+        let mut taking = Vec::new();
+        for redirect in &takers {
             each_family(redirect, Side::Destination, |mut matched| {
                 matched.push(Expression::Verdict(Verdict::Jump(redirect_chain(redirect))));
-                rules.push(Rule::of(matched));
+                taking.push(Rule::of(matched));
             });
+        }
+        if takers.len() > 1 {
+            // One look tells most packets of bystanders, however many redirects there are.
+            let name = chain.replacen("in_", "clients_", 1);
+            let ports = takers
+                .iter()
+                .flat_map(|redirect| redirect.ports.iter().copied());
+            self.sets.push(Set {
+                name: name.clone(),
+                elements: Elements::Ports(Ranges::merged(ports.collect())),
+            });
+            let mut any = tcp_port(Side::Destination, name.clone());
+            any.push(Expression::Verdict(Verdict::Jump(name.clone())));
+            rules.push(Rule::of(any));
+            self.chain(&name, taking);
+        } else {
+            rules.extend(taking);
         }
         rules.extend(new);
         rules
     }
 
     /// Rules 4 and 4b for what is from the appliances `from`.
-    fn settled(&self, from: &[usize]) -> Rule {
+    fn settled(&self, from: &[usize]) -> Vec<Rule> {
         let mut elements: Vec<_> = self
             .model
             .appliances()
@@ -323,7 +335,7 @@ impl Renderer<'_> {
         let alone = self.model.left_alone();
         elements.extend(alone.map(|mark| (mark, Verdict::Jump(LEFT_ALONE.to_owned()))));
         by_mark(
-            connection_mark_under(self.policy.options.mark_mask),
+            &connection_mark_under(self.policy.options.mark_mask),
             elements,
         )
     }
@@ -443,11 +455,11 @@ impl Renderer<'_> {
         let mask = self.policy.options.mark_mask;
         [connection_mark_under(mask), packet_mark_under(mask)]
             .into_iter()
-            .map(|load| {
+            .flat_map(|load| {
                 let appliances = self.model.appliances();
                 let elements = appliances
                     .map(|(_, appliance)| (appliance.mark, Verdict::Goto(chain(appliance))));
-                by_mark(load, elements.collect())
+                by_mark(&load, elements.collect())
             })
             .collect()
     }
@@ -553,18 +565,33 @@ fn each_family_of_servers(
     }
 }
 
-/// Does what stands beside the mark that was loaded.
-fn by_mark(load: Vec<Expression>, verdicts: Vec<(Mark, Verdict)>) -> Rule {
-    let mut elements: Vec<_> = verdicts
-        .into_iter()
-        .map(|(mark, verdict)| (mark.value.to_ne_bytes().to_vec(), verdict))
-        .collect();
+/// Does what stands beside the value that was loaded. Measured: up to so many comparisons
+/// cost a packet less than one look into a map.
+fn dispatch(
+    load: &[Expression],
+    key_type: u32,
+    mut elements: Vec<(Vec<u8>, Verdict)>,
+) -> Vec<Rule> {
+    const FEW: usize = 2;
     elements.sort();
-    let map = Expression::InlineVerdictMap {
-        elements,
-        key_type: TYPE_MARK,
-    };
-    Rule::of(load.into_iter().chain([map]))
+    if elements.len() <= FEW {
+        return elements
+            .into_iter()
+            .map(|(value, verdict)| {
+                let compare = [equals(value), Expression::Verdict(verdict)];
+                Rule::of(load.iter().cloned().chain(compare))
+            })
+            .collect();
+    }
+    let map = Expression::InlineVerdictMap { elements, key_type };
+    vec![Rule::of(load.iter().cloned().chain([map]))]
+}
+
+fn by_mark(load: &[Expression], verdicts: Vec<(Mark, Verdict)>) -> Vec<Rule> {
+    let elements = verdicts
+        .into_iter()
+        .map(|(mark, verdict)| (mark.value.to_ne_bytes().to_vec(), verdict));
+    dispatch(load, TYPE_MARK, elements.collect())
 }
 
 impl Rule {

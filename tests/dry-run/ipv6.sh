@@ -38,6 +38,12 @@ echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 # 9. Mark the sessions, all rules in one commit: from here on they go to the appliance.
 nft -f - <<'EOF'
 table inet scb-redirect {
+	set clients_eth0 {
+		type inet_service;
+		flags interval;
+		elements = { 22, 3389 };
+	}
+
 	set except4_ssh {
 		type ipv4_addr;
 		flags interval;
@@ -86,29 +92,36 @@ table inet scb-redirect {
 		elements = { fd00:20::/64 };
 	}
 
-	chain forward {
-		type filter hook forward priority -140; policy accept;  # mangle + 10
-		ct mark and 0x000000ff vmap { 0x00000001 : goto seal_scb }
-		meta mark and 0x000000ff vmap { 0x00000001 : goto seal_scb }
-	}
-
-	chain in_eth0 {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+	chain clients_eth0 {
 		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
 		tcp dport @ports_rdp ip6 daddr @servers6_rdp jump redirect_rdp
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
 		tcp dport @ports_ssh ip6 daddr @servers6_ssh jump redirect_ssh
+	}
+
+	chain forward {
+		type filter hook forward priority -140; policy accept;  # mangle + 10
+		ct mark and 0x000000ff == 0x00000001 goto seal_scb
+		meta mark and 0x000000ff == 0x00000001 goto seal_scb
+	}
+
+	chain in_eth0 {
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
+		tcp dport @clients_eth0 jump clients_eth0
 		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_eth1 {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		ct state invalid,new goto new_or_invalid_eth1
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
-		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 accept
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		tcp dport @ports_rdp ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
 		tcp dport @ports_rdp ip6 daddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
 		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
@@ -117,8 +130,8 @@ table inet scb-redirect {
 
 	chain input {
 		type filter hook input priority -140; policy accept;  # mangle + 10
-		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
-		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp ct mark and 0x000000ff == 0x00000001 goto to_router
+		meta l4proto tcp meta mark and 0x000000ff == 0x00000001 goto to_router
 	}
 
 	chain left_alone {
@@ -154,7 +167,8 @@ table inet scb-redirect {
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		ct state invalid,new goto new_or_invalid
 	}
 

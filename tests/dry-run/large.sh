@@ -652,12 +652,13 @@ table inet scb-redirect {
 
 	chain forward {
 		type filter hook forward priority -140; policy accept;  # mangle + 10
-		ct mark and 0x000000ff vmap { 0x00000001 : goto seal_scb }
-		meta mark and 0x000000ff vmap { 0x00000001 : goto seal_scb }
+		ct mark and 0x000000ff == 0x00000001 goto seal_scb
+		meta mark and 0x000000ff == 0x00000001 goto seal_scb
 	}
 
 	chain in_eth0 {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		tcp dport @ports_branches ip daddr @servers4_branches jump redirect_branches
 		tcp dport @ports_branches ip6 daddr @servers6_branches jump redirect_branches
 		ct state invalid,new goto new_or_invalid
@@ -665,13 +666,14 @@ table inet scb-redirect {
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
-		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 accept
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 	}
 
 	chain input {
 		type filter hook input priority -140; policy accept;  # mangle + 10
-		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
-		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp ct mark and 0x000000ff == 0x00000001 goto to_router
+		meta l4proto tcp meta mark and 0x000000ff == 0x00000001 goto to_router
 	}
 
 	chain left_alone {
@@ -685,8 +687,10 @@ table inet scb-redirect {
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
-		iifname vmap { "eth0" : goto in_eth0, "sps0" : goto in_sps0 }
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		iifname "eth0" goto in_eth0
+		iifname "sps0" goto in_sps0
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		ct state invalid,new goto new_or_invalid
 	}
 

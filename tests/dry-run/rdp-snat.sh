@@ -48,31 +48,34 @@ table inet scb-redirect {
 
 	chain forward {
 		type filter hook forward priority -140; policy accept;  # mangle + 10
-		ct mark and 0x000000ff vmap { 0x00000001 : goto seal_scb }
-		meta mark and 0x000000ff vmap { 0x00000001 : goto seal_scb }
+		ct mark and 0x000000ff == 0x00000001 goto seal_scb
+		meta mark and 0x000000ff == 0x00000001 goto seal_scb
 	}
 
 	chain in_eth0 {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
 		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_eth1 {
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		ct state invalid,new goto new_or_invalid_eth1
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
-		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 accept
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		tcp dport @ports_rdp ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
 	}
 
 	chain input {
 		type filter hook input priority -140; policy accept;  # mangle + 10
-		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router }
-		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router }
+		meta l4proto tcp ct mark and 0x000000ff == 0x00000001 goto to_router
+		meta l4proto tcp meta mark and 0x000000ff == 0x00000001 goto to_router
 	}
 
 	chain left_alone {
@@ -93,7 +96,8 @@ table inet scb-redirect {
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
-		ct mark and 0x000000ff vmap { 0x00000001 : goto to_scb, 0x000000ff : jump left_alone }
+		ct mark and 0x000000ff == 0x00000001 goto to_scb
+		ct mark and 0x000000ff == 0x000000ff jump left_alone
 		ct state invalid,new goto new_or_invalid
 	}
 

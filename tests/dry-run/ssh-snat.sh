@@ -42,31 +42,34 @@ table inet scb-redirect {
 
 	chain forward {
 		type filter hook forward priority -140; policy accept;  # mangle + 10
-		ct mark and 0x0f000000 vmap { 0x01000000 : goto seal_scb }
-		meta mark and 0x0f000000 vmap { 0x01000000 : goto seal_scb }
+		ct mark and 0x0f000000 == 0x01000000 goto seal_scb
+		meta mark and 0x0f000000 == 0x01000000 goto seal_scb
 	}
 
 	chain in_eth0 {
-		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb, 0x0f000000 : jump left_alone }
+		ct mark and 0x0f000000 == 0x01000000 goto to_scb
+		ct mark and 0x0f000000 == 0x0f000000 jump left_alone
 		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
 		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_eth1 {
-		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb, 0x0f000000 : jump left_alone }
+		ct mark and 0x0f000000 == 0x01000000 goto to_scb
+		ct mark and 0x0f000000 == 0x0f000000 jump left_alone
 		ct state invalid,new goto new_or_invalid_eth1
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xf0ffffff
-		ct mark and 0x0f000000 vmap { 0x01000000 : accept, 0x0f000000 : jump left_alone }
+		ct mark and 0x0f000000 == 0x01000000 accept
+		ct mark and 0x0f000000 == 0x0f000000 jump left_alone
 		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter accept comment "ssh: from the appliance"
 	}
 
 	chain input {
 		type filter hook input priority -140; policy accept;  # mangle + 10
-		meta l4proto tcp ct mark and 0x0f000000 vmap { 0x01000000 : goto to_router }
-		meta l4proto tcp meta mark and 0x0f000000 vmap { 0x01000000 : goto to_router }
+		meta l4proto tcp ct mark and 0x0f000000 == 0x01000000 goto to_router
+		meta l4proto tcp meta mark and 0x0f000000 == 0x01000000 goto to_router
 	}
 
 	chain left_alone {
@@ -87,7 +90,8 @@ table inet scb-redirect {
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
 		iifname vmap { "eth0" : goto in_eth0, "eth1" : goto in_eth1, "sps0" : goto in_sps0 }
-		ct mark and 0x0f000000 vmap { 0x01000000 : goto to_scb, 0x0f000000 : jump left_alone }
+		ct mark and 0x0f000000 == 0x01000000 goto to_scb
+		ct mark and 0x0f000000 == 0x0f000000 jump left_alone
 		ct state invalid,new goto new_or_invalid
 	}
 

@@ -39,6 +39,12 @@ echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 # 9. Mark the sessions, all rules in one commit: from here on they go to the appliance.
 nft -f - <<'EOF'
 table inet scb-redirect {
+	set clients_eth0 {
+		type inet_service;
+		flags interval;
+		elements = { 22, 3389, 5900-5910 };
+	}
+
 	set ports_rdp {
 		type inet_service;
 		flags interval;
@@ -75,17 +81,23 @@ table inet scb-redirect {
 		elements = { 10.20.0.0/24 };
 	}
 
+	chain clients_eth0 {
+		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
+		tcp dport @ports_vnc ip daddr @servers4_vnc jump redirect_vnc
+		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
+	}
+
 	chain forward {
 		type filter hook forward priority -140; policy accept;  # mangle + 10
-		ct mark and 0x000000ff vmap { 0x00000001 : goto seal_desktop, 0x00000002 : goto seal_shell }
-		meta mark and 0x000000ff vmap { 0x00000001 : goto seal_desktop, 0x00000002 : goto seal_shell }
+		ct mark and 0x000000ff == 0x00000001 goto seal_desktop
+		ct mark and 0x000000ff == 0x00000002 goto seal_shell
+		meta mark and 0x000000ff == 0x00000001 goto seal_desktop
+		meta mark and 0x000000ff == 0x00000002 goto seal_shell
 	}
 
 	chain in_eth0 {
 		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop, 0x00000002 : goto to_shell, 0x000000ff : jump left_alone }
-		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
-		tcp dport @ports_vnc ip daddr @servers4_vnc jump redirect_vnc
-		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
+		tcp dport @clients_eth0 jump clients_eth0
 		ct state invalid,new goto new_or_invalid
 	}
 
@@ -97,8 +109,10 @@ table inet scb-redirect {
 
 	chain input {
 		type filter hook input priority -140; policy accept;  # mangle + 10
-		meta l4proto tcp ct mark and 0x000000ff vmap { 0x00000001 : goto to_router, 0x00000002 : goto to_router }
-		meta l4proto tcp meta mark and 0x000000ff vmap { 0x00000001 : goto to_router, 0x00000002 : goto to_router }
+		meta l4proto tcp ct mark and 0x000000ff == 0x00000001 goto to_router
+		meta l4proto tcp ct mark and 0x000000ff == 0x00000002 goto to_router
+		meta l4proto tcp meta mark and 0x000000ff == 0x00000001 goto to_router
+		meta l4proto tcp meta mark and 0x000000ff == 0x00000002 goto to_router
 	}
 
 	chain left_alone {
@@ -114,7 +128,8 @@ table inet scb-redirect {
 
 	chain prerouting {
 		type filter hook prerouting priority -140; policy accept;  # mangle + 10
-		iifname vmap { "eth0" : goto in_eth0, "sps0" : goto in_sps0 }
+		iifname "eth0" goto in_eth0
+		iifname "sps0" goto in_sps0
 		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop, 0x00000002 : goto to_shell, 0x000000ff : jump left_alone }
 		ct state invalid,new goto new_or_invalid
 	}
