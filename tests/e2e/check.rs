@@ -2,6 +2,7 @@
 //! `trace` says beforehand what real packets then do. And a router on which the vendor's
 //! procedure was typed by hand, moved over without a leak.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -535,6 +536,20 @@ fn status_and_trace_say_what_others_do_to_sessions() {
         assert_eq!(session.way(), leaked, "{spoils}: {session:?}");
         lab.router(mends);
     }
+    let metrics = lab.redirect(&["status", "--prometheus"]).ended(0).stdout;
+    let names = metric_names(&metrics);
+    let dashboard = include_str!("../../packaging/grafana/redirect.json");
+    let mut asked = 0;
+    for rest in dashboard.split("redirect_").skip(1) {
+        let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+        let name = format!("redirect_{}", &rest[..end.unwrap_or(rest.len())]);
+        assert!(
+            names.contains(&name),
+            "the dashboard asks for {name}: {metrics}"
+        );
+        asked += 1;
+    }
+    assert!(asked > 5, "{asked}");
     // The router itself is no server behind it.
     let own = lab.redirect(&["trace", "--from", "10.10.0.2", "--to", "10.20.0.1:3389"]);
     assert_eq!(
@@ -542,6 +557,89 @@ fn status_and_trace_say_what_others_do_to_sessions() {
         "10.10.0.2:40000 to 10.20.0.1:3389, in on `eth0`: not redirected, goes no further than this router\n  \
          10.20.0.1 is this router itself: what it answers itself crosses no appliance and is not recorded\n"
     );
+}
+
+/// Reads the text format of Prometheus (version 0.0.4) as strictly as it can be read: every metric
+/// is described, then typed, then has its samples, no two of the same labels.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    assert!(text.ends_with('\n'), "{text}");
+    let (mut names, mut samples) = (BTreeSet::new(), BTreeSet::new());
+    let (mut described, mut typed) = (String::new(), String::new());
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(is_name(name) && !help.is_empty(), "{line}");
+            assert!(names.insert(name.to_owned()), "twice: {line}");
+            name.clone_into(&mut described);
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(name, described, "{line}");
+            // By convention, and `promtool check metrics` insists.
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            assert!(matches!(kind, "counter" | "gauge"), "{line}");
+            name.clone_into(&mut typed);
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        value.parse::<u64>().unwrap();
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        assert_eq!(name, typed, "{line}");
+        let labels = labels.strip_suffix('}').unwrap();
+        for label in labels.split(',').filter(|label| !label.is_empty()) {
+            let (name, value) = label.split_once('=').unwrap();
+            let value = value
+                .strip_prefix('"')
+                .and_then(|rest| rest.strip_suffix('"'));
+            assert!(is_name(name), "{line}");
+            assert!(
+                value.is_some_and(|value| !value.contains(['"', '\\'])),
+                "{line}"
+            );
+        }
+        assert!(samples.insert(series.to_owned()), "twice: {line}");
+    }
+    names
+}
+
+#[test]
+fn init_asks_on_a_terminal() {
+    let Some(lab) = Lab::up("init-terminal", &[]) else {
+        return;
+    };
+    if lab.run("router", &["script", "--version"]).code != 0 {
+        skipped("init on a terminal", "there is no `script` to make one");
+        return;
+    }
+    let command = format!("{} init --output /etc/redirect/asked.toml", under_test());
+    let answers = "10.30.0.2\neth0\n10.20.0.0/24\n22, 3389\ny\n";
+    let words = [
+        "script",
+        "--quiet",
+        "--return",
+        "--command",
+        &command,
+        "/dev/null",
+    ];
+    let asked = lab.run_with("router", &words, answers).ended(0);
+    assert!(
+        asked.stdout.contains("This router has:"),
+        "{}",
+        asked.stdout
+    );
+    assert!(
+        asked.stdout.contains("The appliance's addresses?"),
+        "{}",
+        asked.stdout
+    );
+    let policy = lab.router("cat /etc/redirect/asked.toml");
+    assert!(policy.contains("snat"), "{policy}");
+    lab.mode(Mode::ClientAddress);
+    lab.apply(&policy);
+    assert!(is_recorded(&lab.ask("client", SERVERS[0], 3389)));
 }
 
 #[test]
