@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -59,8 +59,12 @@ pub fn new() -> Result<(), Trouble> {
     fs::create_dir_all("/etc/iproute2/rt_tables.d")?;
     let names = "255\tlocal\n254\tmain\n253\tdefault\n0\tunspec\n";
     write(Path::new("/etc/iproute2/rt_tables"), names)?;
+    let deadline = Instant::now() + Duration::from_secs(60);
     for (link, _) in LINKS {
         while !run("ip", &["-o", "link", "show", "dev", link], "")?.contains("state UP") {
+            if Instant::now() > deadline {
+                return Err(format!("`{link}` does not come up").into());
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -25,7 +25,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use redirect::kernel::nftables::Nftables;
-use redirect::kernel::process;
 use redirect::nft::Table;
 use redirect::nft::wire::{self, Terms};
 use redirect::policy::{self, Source};
@@ -89,14 +88,16 @@ impl Subject {
         Self::ByHand,
     ];
 
-    /// The programs that it needs.
-    fn programs(self) -> &'static [&'static str] {
+    /// Commands that only look, and work where it can work.
+    fn needs(self) -> &'static [(&'static str, &'static [&'static str])] {
+        const IPTABLES: (&str, &[&str]) = ("iptables-save", &["-t", "mangle"]);
         match self {
             Self::Redirect(Backend::Nftables) | Self::Bare => &[],
-            Self::NftFile => &["nft"],
-            Self::Redirect(Backend::Iptables) | Self::Ipset => &["iptables-restore", "ipset"],
-            Self::RuleANetwork => &["iptables-restore"],
-            Self::ByHand => &["iptables"],
+            Self::NftFile => &[("nft", &["list", "tables"])],
+            Self::Redirect(Backend::Iptables) | Self::Ipset => {
+                &[IPTABLES, ("ipset", &["list", "-name"])]
+            }
+            Self::RuleANetwork | Self::ByHand => &[IPTABLES],
         }
     }
 
@@ -171,7 +172,12 @@ fn run(arguments: &[String]) -> Result<(), Trouble> {
     }
     let sizes = sizes(arguments)?;
     let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
-    router::own_files(&work)?;
+    if let Err(trouble) = router::own_files(&work) {
+        tell(&format!(
+            "SKIPPED benchmark: no files of its own: {trouble}"
+        ));
+        return Ok(());
+    }
     let measured = measure(&work, &sizes);
     let removed = fs::remove_dir_all(&work);
     let report = measured?;
@@ -211,11 +217,14 @@ fn sizes(arguments: &[String]) -> Result<Vec<(usize, usize)>, Trouble> {
 
 fn measure(work: &Path, sizes: &[(usize, usize)]) -> Result<Report, Trouble> {
     let mut subjects = Vec::new();
+    router::new()?;
     for subject in Subject::ALL {
-        let missing = |program: &&&str| process::find(program).is_none();
-        match subject.programs().iter().find(missing) {
-            Some(program) => tell(&format!("SKIPPED {subject}: there is no `{program}`")),
-            None => subjects.push(subject),
+        // What a program needs of the kernel may be missing as well.
+        let tried = (subject.needs().iter())
+            .try_for_each(|(program, words)| router::run(program, words, "").map(drop));
+        match tried {
+            Err(trouble) => tell(&format!("SKIPPED {subject}: {trouble}")),
+            Ok(()) => subjects.push(subject),
         }
     }
     let mut report = Report::default();
