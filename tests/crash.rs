@@ -797,7 +797,7 @@ fn what_nobody_confirms_goes_back() {
 
     // The session that applied it is lost: its terminal hangs up, its processes are killed.
     let session = format!(
-        "setsid sh -c '{} apply --confirm 3 /var/lib/policies/b.toml; kill -HUP 0'",
+        "setsid sh -c '{} apply --confirm 10 /var/lib/policies/b.toml; kill -HUP 0'",
         program()
     );
     router.run("sh", &["-c", &session]);
