@@ -47,7 +47,9 @@ pub fn new() -> Result<(), Trouble> {
              link set {near} up\nlink set {near}p up\n"
         )
     });
-    run("ip", &["-batch", "-"], &links.concat())?;
+    // Without a way to the servers, `status` would rightly complain.
+    let way = "route add default via 10.20.0.2\n";
+    run("ip", &["-batch", "-"], &(links.concat() + way))?;
     let settings = ["ip_forward", "conf/all/rp_filter"].map(PathBuf::from);
     let own = LINKS.map(|(link, _)| Path::new("conf").join(link).join("rp_filter"));
     for setting in settings.iter().chain(&own) {
