@@ -160,6 +160,12 @@ impl<'k> Engine<'k> {
         end: impl FnOnce(&mut Locked) -> Result<(), JournalError>,
     ) -> Result<(), Failure> {
         let _guard = Uninterrupted::begin();
+        // What is taken out needs nothing that may be lacking.
+        if !goal.policy.is_empty() {
+            self.kernel
+                .rehearse(plan)
+                .map_err(|error| Failure::from(error).detail("nothing was changed"))?;
+        }
         if let Err(error) = self.begin(goal, plan) {
             let unwritable = error.is_unwritable()
                 || self

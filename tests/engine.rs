@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use redirect::engine::{Engine, Goal, policy_in_force};
-use redirect::failure::Failure;
+use redirect::failure::{Exit, Failure};
 use redirect::journal::{BootId, Condition, Digest, Draining, Journal, Kind, Location, Outcome};
 use redirect::kernel::fake::FakeKernel;
 use redirect::kernel::{Kernel, KernelError, Wish};
@@ -22,8 +22,8 @@ use redirect::net::{
     Action, Family, IfPattern, RouteProtocol, RoutingRule, RulePriority, RuleSelectors, TableId,
 };
 use redirect::observation::{Availability, Observed};
-use redirect::plan::Change;
 use redirect::plan::planner::Stage;
+use redirect::plan::{Change, Plan};
 use redirect::policy::{self, Policy, Source};
 use redirect::rules::{Connection, Model, Packet};
 
@@ -67,6 +67,10 @@ impl Mortal {
 impl Kernel for Mortal {
     fn observe(&mut self, wish: &Wish<'_>) -> Result<Observed, KernelError> {
         self.router.borrow_mut().observe(wish)
+    }
+
+    fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
+        self.router.borrow_mut().rehearse(plan)
     }
 
     fn perform(&mut self, change: &Change) -> Result<(), KernelError> {
@@ -228,6 +232,20 @@ fn pairs() -> Vec<(String, Written, Written)> {
             )
         })
         .into()
+}
+
+#[test]
+fn what_is_lacking_is_found_before_anything_is_changed_and_hinders_no_teardown() {
+    let (_, a, b) = pairs().into_iter().next().unwrap();
+    let mut bench = Bench::new("lacking", router(&[&a.0, &b.0]));
+    bench.run(Some(&a)).unwrap();
+    let (before, known) = (bench.kernel.observed(), bench.journal().history().len());
+    bench.kernel.router.borrow_mut().lacks = Some("it has no such match");
+    let failure = bench.run(Some(&b)).unwrap_err();
+    assert_eq!(failure.exit, Exit::Lacking);
+    assert!(bench.kernel.observed() == before);
+    assert_eq!(bench.journal().history().len(), known, "nothing was begun");
+    bench.run(None).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{FailureKind, Kernel, KernelError, Wish};
 use crate::iptables::{Frame, Match, Ruleset, Set, Variant};
 use crate::net::{Family, Route, RouteKind, RouteProtocol, RoutingRule};
 use crate::observation::{Availability, FileContent, IptablesRules, Observed, Sysctl, TableNames};
-use crate::plan::Change;
+use crate::plan::{Change, Plan};
 
 /// A router in memory.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct FakeKernel {
     pub observed: Observed,
     /// Which step fails, counted from 0 over all that are tried.
     pub fail_at: Option<usize>,
+    /// What it lacks; a rehearsal finds that.
+    pub lacks: Option<&'static str>,
     /// Every change that was made, in order.
     pub log: Vec<Change>,
     tried: usize,
@@ -28,6 +30,7 @@ impl FakeKernel {
         Self {
             observed,
             fail_at: None,
+            lacks: None,
             log: Vec::new(),
             tried: 0,
         }
@@ -51,6 +54,14 @@ impl Kernel for FakeKernel {
             .routes
             .retain(|route| route.protocol == RouteProtocol::OURS || wished(route));
         Ok(observed)
+    }
+
+    fn rehearse(&mut self, _: &Plan) -> Result<(), KernelError> {
+        let lack = |what| KernelError {
+            kind: FailureKind::Lacking,
+            ..refusal(what)
+        };
+        self.lacks.map_or(Ok(()), |what| Err(lack(what)))
     }
 
     fn perform(&mut self, change: &Change) -> Result<(), KernelError> {

@@ -504,7 +504,9 @@ fn refused(action: String, output: &Output) -> KernelError {
             kind: FailureKind::NotPermitted,
             ..error.hint("run it as root")
         }
-    } else if says("Couldn't load match") || says("Couldn't load target") {
+    } else if says("Couldn't load match") || says("Couldn't load target") || says("unknown option")
+    {
+        // The last is what iptables-nft says of an option of a target that it has no file for.
         KernelError {
             kind: FailureKind::Lacking,
             ..error.hint("the iptables package of this router lacks that extension; install all of it, or set `backend = \"nftables\"`")

@@ -920,3 +920,27 @@ list! {
     iptables_nft = IptablesNft,
     iptables_legacy = IptablesLegacy,
 }
+
+#[test]
+fn what_iptables_lacks_is_found_before_anything_is_changed() {
+    for backend in [Backend::IptablesNft, Backend::IptablesLegacy] {
+        let Some(lab) = lab("what_iptables_lacks", backend, &[]) else {
+            return;
+        };
+        let before = Snapshot::of(&lab);
+        // iptables without its extensions, on this router alone.
+        let extensions =
+            lab.router("dirname \"$(find -L /usr/lib* -name libxt_CONNMARK.so -print -quit)\"");
+        lab.router(&format!("mount -t tmpfs none {}", extensions.trim()));
+        lab.policy(&policy(backend, Mode::ClientAddress, ""));
+        let outcome = lab.redirect(&["apply"]).ended(69);
+        assert!(
+            outcome.stderr.contains("nothing was changed"),
+            "{outcome:?}"
+        );
+        lab.router(&format!("umount {}", extensions.trim()));
+        Snapshot::of(&lab).assert_is(&before);
+        lab.redirect(&["apply"]).ended(0);
+        assert_way(&lab, Way::Recorded);
+    }
+}
