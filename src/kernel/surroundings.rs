@@ -295,12 +295,20 @@ fn nft_rules(unseen: &mut Vec<Unseen>, without: &[TableName]) -> Option<Ruleset>
         }
         return None;
     }
-    // The second listing has the texts of the first one's rules, found by their handles.
-    let json = noted(unseen, what, output("nft", &["-j", "list", "ruleset"]))?;
-    let text = noted(unseen, what, output("nft", &["-a", "list", "ruleset"]))?;
-    let read = nft::read(&json, &text, without)
-        .map_err(|error| KernelError::because("cannot read what `nft` prints", error));
-    noted(unseen, what, read)
+    noted(unseen, what, read_nft(without))
+}
+
+fn read_nft(without: &[TableName]) -> Result<Ruleset, KernelError> {
+    let strange = |error| KernelError::because("cannot read what `nft` prints", error);
+    // Without the elements of sets: ours may have 100,000, which nft takes seconds to list.
+    let json = output("nft", &["-j", "-t", "list", "ruleset"])?;
+    let mut listings = Vec::new();
+    for (family, name) in nft::with_sets(&json, without).map_err(strange)? {
+        listings.push(output("nft", &["-j", "list", "table", &family, &name])?);
+    }
+    // This one has the texts of the rules, found by their handles.
+    let text = output("nft", &["-a", "-t", "list", "ruleset"])?;
+    nft::read(&json, &listings, &text, without).map_err(strange)
 }
 
 /// What a program prints, if it succeeds.

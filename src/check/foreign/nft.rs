@@ -1,6 +1,6 @@
-//! Reads what `nft --json list ruleset` and `nft --handle list ruleset` print.
+//! Reads what `nft --json` and `nft --handle list ruleset` print.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -13,32 +13,45 @@ use crate::net::{Family, IfPattern, Networks, Ports, Range};
 /// A table's family and name.
 pub type TableName = (String, String);
 
-/// Reads a ruleset. Tables in `without` (iptables' own, which are read with `iptables-save`) are
+/// The tables of a terse listing whose named sets matter: ours are read elsewhere, and can be
+/// too long to be listed.
+///
+/// # Errors
+/// If it is not what nft prints.
+pub fn with_sets(json: &str, without: &[TableName]) -> Result<BTreeSet<TableName>, String> {
+    let objects = objects(json)?;
+    let sets = objects
+        .iter()
+        .filter_map(|object| object.get("set").or_else(|| object.get("map")));
+    Ok(sets
+        .map(table_of)
+        .filter(|table| table.1 != crate::nft::TABLE && !without.contains(table))
+        .collect())
+}
+
+/// Reads a ruleset. `json` may be terse: the elements of sets stand in `listings` of single
+/// tables then. Tables in `without` (iptables' own, which are read with `iptables-save`) are
 /// left out. `text` is the same ruleset as people see it, with handles.
 ///
 /// # Errors
 /// If it is not what nft prints.
-pub fn read(json: &str, text: &str, without: &[TableName]) -> Result<Ruleset, String> {
-    let parsed: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    let objects = parsed
-        .get("nftables")
-        .and_then(Value::as_array)
-        .ok_or("it holds no `nftables`")?;
+pub fn read(
+    json: &str,
+    listings: &[String],
+    text: &str,
+    without: &[TableName],
+) -> Result<Ruleset, String> {
+    let objects = objects(json)?;
     let texts = rule_texts(text);
     let mut reader = Reader {
         sets: BTreeMap::new(),
     };
     let mut ruleset = Ruleset::default();
-    for kind in ["set", "map"] {
-        for set in objects.iter().filter_map(|object| object.get(kind)) {
-            let key = (table_of(set), string(set, "name"));
-            let elements = set.get("elem").and_then(Value::as_array);
-            reader
-                .sets
-                .insert(key, elements.cloned().unwrap_or_default());
-        }
+    reader.learn(&objects);
+    for listing in listings {
+        reader.learn(&self::objects(listing)?);
     }
-    for object in objects {
+    for object in &objects {
         if let Some(chain) = object.get("chain") {
             let chain = chain_of(chain);
             let table = (chain.table_family.clone(), chain.table.clone());
@@ -73,6 +86,14 @@ pub fn read(json: &str, text: &str, without: &[TableName]) -> Result<Ruleset, St
         }
     }
     Ok(ruleset)
+}
+
+fn objects(json: &str) -> Result<Vec<Value>, String> {
+    let mut parsed: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    match parsed.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => Ok(objects),
+        _ => Err("it holds no `nftables`".to_owned()),
+    }
 }
 
 fn table_of(object: &Value) -> TableName {
@@ -165,6 +186,18 @@ struct Reader {
 }
 
 impl Reader {
+    /// Takes in what sets and maps hold.
+    fn learn(&mut self, objects: &[Value]) {
+        for set in objects
+            .iter()
+            .filter_map(|object| object.get("set").or_else(|| object.get("map")))
+        {
+            let key = (table_of(set), string(set, "name"));
+            let elements = set.get("elem").and_then(Value::as_array);
+            self.sets.insert(key, elements.cloned().unwrap_or_default());
+        }
+    }
+
     /// A rule; one with a verdict map becomes one for each of its elements.
     fn rules(&self, table: &TableName, rule: &Value, handle: u64, text: &str) -> Vec<Rule> {
         let mut steps: Vec<Step> = Vec::new();

@@ -268,7 +268,7 @@ impl World {
             r#"{{"nftables":[{{"chain":{{"family":"inet","table":"t","name":"c","type":"filter","hook":"{hook}","prio":{priority},"policy":"accept"}}}},{{"rule":{{"family":"inet","table":"t","chain":"c","handle":7,"expr":[{expressions}]}}}}]}}"#
         );
         let text = "table inet t { # handle 1\n chain c { # handle 2\n the rule # handle 7\n";
-        self.surroundings.rules = nft::read(&json, text, &[]).unwrap();
+        self.surroundings.rules = nft::read(&json, &[], text, &[]).unwrap();
     }
 
     fn iptables(&mut self, rules: &str) {
@@ -571,10 +571,39 @@ fn sessions_that_apply_would_cut_are_counted() {
 }
 
 #[test]
+fn what_sets_of_others_hold_is_read_apart() {
+    let terse = r#"{"nftables": [{"metainfo": {}},
+        {"table": {"family": "inet", "name": "scb-redirect"}},
+        {"set": {"family": "inet", "table": "scb-redirect", "name": "long", "type": "ipv4_addr"}},
+        {"table": {"family": "ip", "name": "nat"}},
+        {"set": {"family": "ip", "table": "nat", "name": "theirs", "type": "ipv4_addr"}},
+        {"table": {"family": "ip", "name": "others"}},
+        {"set": {"family": "ip", "table": "others", "name": "bad", "type": "ipv4_addr"}},
+        {"chain": {"family": "ip", "table": "others", "name": "c", "handle": 1}},
+        {"rule": {"family": "ip", "table": "others", "chain": "c", "handle": 3, "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                "right": "@bad"}}, {"drop": null}]}}]}"#;
+    let theirs = ("ip".to_owned(), "nat".to_owned());
+    let others = ("ip".to_owned(), "others".to_owned());
+    assert_eq!(
+        nft::with_sets(terse, &[theirs]).unwrap(),
+        BTreeSet::from([others])
+    );
+    let listing = r#"{"nftables": [{"metainfo": {}},
+        {"set": {"family": "ip", "table": "others", "name": "bad", "elem": ["192.0.2.1"]}}]}"#;
+    let ruleset = nft::read(terse, &[listing.to_owned()], "", &[]).unwrap();
+    let Step::If(Test::Source(networks)) = &ruleset.chains[0].rules[0].steps[0] else {
+        panic!("{:?}", ruleset.chains[0].rules[0]);
+    };
+    assert!(networks.contains("192.0.2.1".parse().unwrap()));
+    assert!(nft::with_sets("[]", &[]).is_err());
+}
+
+#[test]
 fn what_nft_prints_is_understood() {
     let json = include_str!("../../../tests/check/ruleset.json");
     let text = include_str!("../../../tests/check/ruleset.nft");
-    let ruleset = nft::read(json, text, &[]).unwrap();
+    let ruleset = nft::read(json, &[], text, &[]).unwrap();
     let chain = &ruleset.chains[0];
     let by_handle = |handle: u64| {
         chain
