@@ -179,7 +179,7 @@ fn random_text(random: &mut Random) -> String {
             let _ = writeln!(text, "mac = \"{mac}\"");
         }
     }
-    for at in 0..=random.below(3) {
+    for at in 0..=random.below(5) {
         let clients = random.some(
             &["eth0", "eth0", "ppp0", "ppp*", "p*", "eth1", "far0", "sps0"],
             2,

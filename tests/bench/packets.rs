@@ -33,7 +33,7 @@ use packets::rules::Rules;
 type Trouble = Box<dyn Error>;
 
 /// How long each is measured at a time, and how often.
-const FULL: (Duration, usize) = (Duration::from_millis(120), 11);
+const FULL: (Duration, usize) = (Duration::from_millis(100), 20);
 const SMOKE: (Duration, usize) = (Duration::from_millis(10), 1);
 /// Smaller sets, where nothing but whether it works is asked.
 const FEW: usize = 50;

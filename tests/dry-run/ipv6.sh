@@ -38,12 +38,6 @@ echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 # 9. Mark the sessions, all rules in one commit: from here on they go to the appliance.
 nft -f - <<'EOF'
 table inet scb-redirect {
-	set clients_eth0 {
-		type inet_service;
-		flags interval;
-		elements = { 22, 3389 };
-	}
-
 	set except4_ssh {
 		type ipv4_addr;
 		flags interval;
@@ -54,18 +48,6 @@ table inet scb-redirect {
 		type ipv6_addr;
 		flags interval;
 		elements = { fd00:10::99 };
-	}
-
-	set ports_rdp {
-		type inet_service;
-		flags interval;
-		elements = { 3389 };
-	}
-
-	set ports_ssh {
-		type inet_service;
-		flags interval;
-		elements = { 22 };
 	}
 
 	set servers4_rdp {
@@ -92,13 +74,6 @@ table inet scb-redirect {
 		elements = { fd00:20::/64 };
 	}
 
-	chain clients_eth0 {
-		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
-		tcp dport @ports_rdp ip6 daddr @servers6_rdp jump redirect_rdp
-		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
-		tcp dport @ports_ssh ip6 daddr @servers6_ssh jump redirect_ssh
-	}
-
 	chain forward {
 		type filter hook forward priority -140; policy accept;  # mangle + 10
 		ct mark and 0x000000ff == 0x00000001 goto seal_scb
@@ -108,7 +83,10 @@ table inet scb-redirect {
 	chain in_eth0 {
 		ct mark and 0x000000ff == 0x00000001 goto to_scb
 		ct mark and 0x000000ff == 0x000000ff jump left_alone
-		tcp dport @clients_eth0 jump clients_eth0
+		tcp dport 3389 ip daddr @servers4_rdp jump redirect_rdp
+		tcp dport 3389 ip6 daddr @servers6_rdp jump redirect_rdp
+		tcp dport 22 ip daddr @servers4_ssh jump redirect_ssh
+		tcp dport 22 ip6 daddr @servers6_ssh jump redirect_ssh
 		ct state invalid,new goto new_or_invalid
 	}
 
@@ -122,10 +100,10 @@ table inet scb-redirect {
 		meta mark set meta mark and 0xffffff00
 		ct mark and 0x000000ff == 0x00000001 accept
 		ct mark and 0x000000ff == 0x000000ff jump left_alone
-		tcp dport @ports_rdp ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
-		tcp dport @ports_rdp ip6 daddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
-		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
-		tcp dport @ports_ssh ip6 daddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
+		tcp dport 3389 ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
+		tcp dport 3389 ip6 daddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
+		tcp dport 22 ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
+		tcp dport 22 ip6 daddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "ssh: from the appliance"
 	}
 
 	chain input {
@@ -139,29 +117,29 @@ table inet scb-redirect {
 	}
 
 	chain new_or_invalid {
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip6 saddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip6 saddr @servers6_rdp goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh ip daddr != @except4_ssh goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh goto to_scb
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip6 saddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 3389 ip saddr @servers4_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 3389 ip6 saddr @servers6_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip saddr @servers4_ssh ip daddr != @except4_ssh goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh goto to_scb
 	}
 
 	chain new_or_invalid_eth1 {
-		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
-		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_rdp ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
-		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_ssh ip saddr @servers4_ssh ip daddr != @except4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from servers"
-		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_ssh ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from servers"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip6 saddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip6 saddr @servers6_rdp goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh ip daddr != @except4_ssh goto to_scb
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh goto to_scb
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport 3389 ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport 22 ip saddr @servers4_ssh ip daddr != @except4_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport 22 ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "ssh: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip6 saddr @servers6_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip6 saddr @servers6_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 3389 ip saddr @servers4_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 3389 ip6 saddr @servers6_rdp goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip saddr @servers4_ssh ip daddr != @except4_ssh goto to_scb
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip6 saddr @servers6_ssh ip6 daddr != @except6_ssh goto to_scb
 	}
 
 	chain prerouting {

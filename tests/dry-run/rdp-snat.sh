@@ -34,12 +34,6 @@ table inet scb-redirect {
 		elements = { 10.10.0.99 };
 	}
 
-	set ports_rdp {
-		type inet_service;
-		flags interval;
-		elements = { 3389 };
-	}
-
 	set servers4_rdp {
 		type ipv4_addr;
 		flags interval;
@@ -55,7 +49,7 @@ table inet scb-redirect {
 	chain in_eth0 {
 		ct mark and 0x000000ff == 0x00000001 goto to_scb
 		ct mark and 0x000000ff == 0x000000ff jump left_alone
-		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
+		tcp dport 3389 ip daddr @servers4_rdp jump redirect_rdp
 		ct state invalid,new goto new_or_invalid
 	}
 
@@ -69,7 +63,7 @@ table inet scb-redirect {
 		meta mark set meta mark and 0xffffff00
 		ct mark and 0x000000ff == 0x00000001 accept
 		ct mark and 0x000000ff == 0x000000ff jump left_alone
-		tcp dport @ports_rdp ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
+		tcp dport 3389 ip daddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter accept comment "rdp: from the appliance"
 	}
 
 	chain input {
@@ -83,14 +77,14 @@ table inet scb-redirect {
 	}
 
 	chain new_or_invalid {
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp ip daddr != @except4_rdp goto to_scb
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 3389 ip saddr @servers4_rdp ip daddr != @except4_rdp goto to_scb
 	}
 
 	chain new_or_invalid_eth1 {
-		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_rdp ip saddr @servers4_rdp ip daddr != @except4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_rdp ip saddr @servers4_rdp ip daddr != @except4_rdp goto to_scb
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport 3389 ip saddr @servers4_rdp ip daddr != @except4_rdp ct mark set ct mark and 0xffffff00 or 0x00000001 counter goto to_scb comment "rdp: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 3389 ip saddr @servers4_rdp ip daddr != @except4_rdp goto to_scb
 	}
 
 	chain prerouting {

@@ -28,12 +28,6 @@ echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 # 6. Mark the sessions, all rules in one commit: from here on they go to the appliance.
 nft -f - <<'EOF'
 table inet scb-redirect {
-	set ports_rdp {
-		type inet_service;
-		flags interval;
-		elements = { 3389 };
-	}
-
 	set servers4_rdp {
 		type ipv4_addr;
 		flags interval;
@@ -49,7 +43,7 @@ table inet scb-redirect {
 	chain in_eth0 {
 		ct mark and 0x000000ff == 0x00000001 goto to_scb
 		ct mark and 0x000000ff == 0x000000ff jump left_alone
-		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
+		tcp dport 3389 ip daddr @servers4_rdp jump redirect_rdp
 		ct state invalid,new goto new_or_invalid
 	}
 
@@ -70,7 +64,7 @@ table inet scb-redirect {
 	}
 
 	chain new_or_invalid {
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
 	}
 
 	chain prerouting {

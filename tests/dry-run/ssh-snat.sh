@@ -28,12 +28,6 @@ echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 # 6. Mark the sessions, all rules in one commit: from here on they go to the appliance.
 nft -f - <<'EOF'
 table inet scb-redirect {
-	set ports_ssh {
-		type inet_service;
-		flags interval;
-		elements = { 22 };
-	}
-
 	set servers4_ssh {
 		type ipv4_addr;
 		flags interval;
@@ -49,7 +43,7 @@ table inet scb-redirect {
 	chain in_eth0 {
 		ct mark and 0x0f000000 == 0x01000000 goto to_scb
 		ct mark and 0x0f000000 == 0x0f000000 jump left_alone
-		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
+		tcp dport 22 ip daddr @servers4_ssh jump redirect_ssh
 		ct state invalid,new goto new_or_invalid
 	}
 
@@ -63,7 +57,7 @@ table inet scb-redirect {
 		meta mark set meta mark and 0xf0ffffff
 		ct mark and 0x0f000000 == 0x01000000 accept
 		ct mark and 0x0f000000 == 0x0f000000 jump left_alone
-		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter accept comment "ssh: from the appliance"
+		tcp dport 22 ip daddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter accept comment "ssh: from the appliance"
 	}
 
 	chain input {
@@ -77,14 +71,14 @@ table inet scb-redirect {
 	}
 
 	chain new_or_invalid {
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x0f000000 accept comment "ssh: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh goto to_scb
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x0f000000 accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip saddr @servers4_ssh goto to_scb
 	}
 
 	chain new_or_invalid_eth1 {
-		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter goto to_scb comment "ssh: from servers"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x0f000000 accept comment "ssh: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh goto to_scb
+		ct state new tcp flags & (fin|syn|rst|ack) != syn tcp sport 22 ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x01000000 counter goto to_scb comment "ssh: from servers"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip saddr @servers4_ssh ct mark set ct mark and 0xf0ffffff or 0x0f000000 accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip saddr @servers4_ssh goto to_scb
 	}
 
 	chain prerouting {

@@ -39,22 +39,10 @@ echo 2 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 # 9. Mark the sessions, all rules in one commit: from here on they go to the appliance.
 nft -f - <<'EOF'
 table inet scb-redirect {
-	set clients_eth0 {
+	set all_ports {
 		type inet_service;
 		flags interval;
 		elements = { 22, 3389, 5900-5910 };
-	}
-
-	set ports_rdp {
-		type inet_service;
-		flags interval;
-		elements = { 3389 };
-	}
-
-	set ports_ssh {
-		type inet_service;
-		flags interval;
-		elements = { 22 };
 	}
 
 	set ports_vnc {
@@ -82,9 +70,9 @@ table inet scb-redirect {
 	}
 
 	chain clients_eth0 {
-		tcp dport @ports_rdp ip daddr @servers4_rdp jump redirect_rdp
+		tcp dport 3389 ip daddr @servers4_rdp jump redirect_rdp
 		tcp dport @ports_vnc ip daddr @servers4_vnc jump redirect_vnc
-		tcp dport @ports_ssh ip daddr @servers4_ssh jump redirect_ssh
+		tcp dport 22 ip daddr @servers4_ssh jump redirect_ssh
 	}
 
 	chain forward {
@@ -97,14 +85,14 @@ table inet scb-redirect {
 
 	chain in_eth0 {
 		ct mark and 0x000000ff vmap { 0x00000001 : goto to_desktop, 0x00000002 : goto to_shell, 0x000000ff : jump left_alone }
-		tcp dport @clients_eth0 jump clients_eth0
+		tcp dport @all_ports ip daddr @servers4_rdp jump clients_eth0
 		ct state invalid,new goto new_or_invalid
 	}
 
 	chain in_sps0 {
 		meta mark set meta mark and 0xffffff00
 		ct mark and 0x000000ff vmap { 0x00000001 : accept, 0x00000002 : accept, 0x000000ff : jump left_alone }
-		tcp dport @ports_ssh ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000002 counter accept comment "ssh: from the appliance"
+		tcp dport 22 ip daddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x00000002 counter accept comment "ssh: from the appliance"
 	}
 
 	chain input {
@@ -120,10 +108,10 @@ table inet scb-redirect {
 	}
 
 	chain new_or_invalid {
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_rdp ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 3389 ip saddr @servers4_rdp ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "rdp: opened by a server"
 		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_vnc ip saddr @servers4_vnc ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "vnc: opened by a server"
-		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport @ports_ssh ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
-		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport @ports_ssh ip saddr @servers4_ssh goto to_shell
+		ct state new tcp flags & (fin|syn|rst|ack) == syn tcp sport 22 ip saddr @servers4_ssh ct mark set ct mark and 0xffffff00 or 0x000000ff accept comment "ssh: opened by a server"
+		ct state invalid tcp flags & (syn|rst) == 0x0 tcp sport 22 ip saddr @servers4_ssh goto to_shell
 	}
 
 	chain prerouting {
