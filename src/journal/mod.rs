@@ -13,9 +13,20 @@
 //! | `plan-ID.json` | the plan of the last transaction; needed while that has not ended |
 //! | `policy-DIGEST.json` | a policy's text and lists, once, however often it was applied |
 //!
-//! Each is on the disk before its name, and all names before the first change to the
-//! router, by one sync of the directory. So a plan that is missing after a loss of power was
-//! never begun.
+//! A transaction waits for the disk four times, and for nothing else of the journal's:
+//!
+//! 1. before its first change, for the content of all that describes it: its plan, the policy where
+//!    that is new, the journal. They are written together, so one commit of the file system's own
+//!    journal takes them all;
+//! 2. then for their names, by one sync of the directory. So a plan that is missing after a loss of
+//!    power was never begun;
+//! 3. after its last change, for the content of the journal with the outcome;
+//! 4. then for its name. Before that nobody is told that it is done.
+//!
+//! Where it finds more to do than was planned, it waits for 1 and 2 once more, for that.
+//!
+//! What it changes below `/etc` it changes after the second and before the third, and waits for
+//! that as well: a file's content before its name, and the name before the outcome ([`files`]).
 
 pub mod confirm;
 mod entry;
@@ -514,6 +525,12 @@ struct PlanFile<P> {
     plan: P,
 }
 
+/// What history says of a plan: its first changes, and how many more there are.
+fn lines(plan: &Plan) -> (Vec<String>, usize) {
+    let named = plan.changes.iter().take(LINES).map(summarise).collect();
+    (named, plan.changes.len().saturating_sub(LINES))
+}
+
 fn plan_name(id: u64) -> String {
     format!("plan-{id}.json")
 }
@@ -623,6 +640,7 @@ impl Locked {
         let before = &self.journal.state.applied;
         let id = self.journal.state.last + 1;
         let digest = policy.map(Digest::of);
+        let (changes, more_changes) = lines(plan);
         let entry = Entry {
             id,
             kind,
@@ -634,8 +652,8 @@ impl Locked {
             policy: digest.clone(),
             policy_name: policy.map(|source| source.name.clone()),
             before: before.policy.clone(),
-            changes: plan.changes.iter().take(LINES).map(summarise).collect(),
-            more_changes: plan.changes.len().saturating_sub(LINES),
+            changes,
+            more_changes,
             outcome: None,
         };
         let after = Applied {
@@ -646,27 +664,6 @@ impl Locked {
             ledger: before.ledger.after(plan),
             proof: before.proof.clone(),
         };
-        let store = self.journal.store.clone();
-        if let (Some(source), Some(digest)) = (policy, &digest)
-            // What is there may be damaged; then it is written anew.
-            && self.journal.source(digest).is_err()
-        {
-            store.write_ahead(&policy_name(digest), encode(source, &store)?)?;
-        }
-        let file = PlanFile {
-            version: FORMAT,
-            plan,
-        };
-        let text = encode(&file, &store)?;
-        // The file stays until the next transaction begins, and then makes room for that
-        // one's plan (the way back is about as long as the way there) and for two
-        // journals: so what was applied can be taken back on a full disk, too.
-        let room = ROOM + 2 * encode(&self.journal.state, &store)?.len();
-        let padded = text.clone() + &" ".repeat(room);
-        match store.write_ahead(&plan_name(id), padded) {
-            Err(error) if error.is_full() => store.write_ahead(&plan_name(id), text)?,
-            other => other?,
-        }
         let mut state = self.journal.state.clone();
         state.last = id;
         state.open = Some(Open {
@@ -674,9 +671,72 @@ impl Locked {
             stage: Stage::Performing,
             after,
         });
-        self.commit(state)?;
+        // What is there may be damaged; then it is written anew.
+        let new = policy
+            .zip(digest)
+            .filter(|(_, digest)| self.journal.source(digest).is_err());
+        let policy = match new {
+            Some((source, digest)) => {
+                Some((policy_name(&digest), encode(source, &self.journal.store)?))
+            }
+            None => None,
+        };
+        self.commit_with_plan(state, plan, policy.as_ref())?;
         self.lock.pass_on(true);
         Ok(id)
+    }
+
+    /// Writes down that the open transaction, which has made `made` so far, is about to do `more`
+    /// as well; once this returns, it may.
+    ///
+    /// # Errors
+    /// If it cannot be written, or none is open. Then no more may be done.
+    pub fn extend(&mut self, made: &Plan, more: &Plan) -> Result<(), JournalError> {
+        let whole = Plan {
+            changes: [&*made.changes, &*more.changes].concat(),
+        };
+        let mut state = self.journal.state.clone();
+        let open = state.open.as_mut().ok_or(JournalError::NothingOpen)?;
+        (open.entry.changes, open.entry.more_changes) = lines(&whole);
+        open.after.ledger = open.after.ledger.after(more);
+        self.commit_with_plan(state, &whole, None)
+    }
+
+    /// Writes the plan of the transaction that is open in `state`, that and, where it is new, the
+    /// policy: a name and a text.
+    fn commit_with_plan(
+        &mut self,
+        state: State,
+        plan: &Plan,
+        policy: Option<&(String, String)>,
+    ) -> Result<(), JournalError> {
+        let store = &self.journal.store;
+        let text = encode(&state, store)?;
+        let file = PlanFile {
+            version: FORMAT,
+            plan,
+        };
+        let mut plan = encode(&file, store)?;
+        let length = plan.len();
+        // The file stays until the next transaction begins, and then makes room for that
+        // one's plan (the way back is about as long as the way there) and for two
+        // journals: so what was applied can be taken back on a full disk, too.
+        plan.extend(std::iter::repeat_n(' ', ROOM + 2 * text.len()));
+        let plan_name = plan_name(state.last);
+        let write = |plan: &str| {
+            let policy = policy.map(|(name, text)| (&**name, &**text)).into_iter();
+            let others = [(&*plan_name, plan), (JOURNAL, &*text)];
+            store.write(&policy.chain(others).collect::<Vec<_>>())
+        };
+        match write(&plan) {
+            Err(error) if error.is_full() => {
+                plan.truncate(length);
+                write(&plan)?;
+            }
+            other => other?,
+        }
+        self.journal.state = state;
+        Ok(())
     }
 
     /// Keeps what proves that the packet rules are as the open transaction has left them,
@@ -769,10 +829,10 @@ impl Locked {
     fn commit(&mut self, state: State) -> Result<(), JournalError> {
         let store = &self.journal.store;
         let text = encode(&state, store)?;
-        match store.write(JOURNAL, text.clone()) {
+        match store.write(&[(JOURNAL, &text)]) {
             Err(error) if error.is_full() => {
                 self.prune();
-                self.journal.store.write(JOURNAL, text)?;
+                self.journal.store.write(&[(JOURNAL, &text)])?;
             }
             other => other?,
         }

@@ -9,7 +9,6 @@ use nix::fcntl::OFlag;
 
 use super::JournalError;
 use crate::kernel::files;
-use crate::observation::FileContent;
 
 /// A directory that only its owner can enter.
 #[derive(Debug, Clone)]
@@ -104,24 +103,19 @@ impl Store {
         }
     }
 
-    /// Replaces a file in one step, safe from a loss of power once this returns.
-    pub(super) fn write(&self, name: &str, text: String) -> Result<(), JournalError> {
-        let content = FileContent { text, mode: 0o600 };
-        files::replace(&self.path(name), &content)
-            .map_err(|error| JournalError::kernel("write", self.path(name), error))
+    /// Replaces files, in one step each and in this order, safe from a loss of power once this
+    /// returns. The last one refers to those before it.
+    pub(super) fn write(&self, files: &[(&str, &str)]) -> Result<(), JournalError> {
+        let files: Vec<_> = (files.iter())
+            .map(|(name, text)| (self.path(name), *text))
+            .collect();
+        files::replace_all(&files, 0o600)
+            .map_err(|(path, error)| JournalError::kernel("write", path, error))
     }
 
     /// Removes a file, if it is there. Not being able to costs room, nothing else.
     pub(super) fn remove(&self, name: &str) {
         let _ = std::fs::remove_file(self.path(name));
-    }
-
-    /// As [`Self::write`], for a file that nothing refers to before the next [`Self::write`], which
-    /// makes this one's name safe as well.
-    pub(super) fn write_ahead(&self, name: &str, text: String) -> Result<(), JournalError> {
-        let content = FileContent { text, mode: 0o600 };
-        files::replace_unsynced(&self.path(name), &content)
-            .map_err(|error| JournalError::kernel("write", self.path(name), error))
     }
 
     /// Gives a file another name.
