@@ -3,6 +3,7 @@
 
 mod recover;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 pub use recover::{Recovered, settle, take_back_open};
@@ -34,6 +35,11 @@ pub struct Goal<'a> {
     /// What takes no new sessions; `policy` is as it is with that.
     pub draining: &'a Draining,
 }
+
+/// How often what has come to be needed meanwhile is planned and done, before a run gives up.
+/// Links and addresses come one by one while a machine starts; who changes things faster than we
+/// can look will not be waited for.
+const ROUNDS: usize = 3;
 
 /// A run that may change the router: it holds the lock, and everything before it has ended.
 pub struct Engine<'k> {
@@ -114,38 +120,43 @@ impl<'k> Engine<'k> {
         )
     }
 
-    /// Makes all changes of `plan`, sees that they took, and writes down that it is done.
+    /// Makes all changes of `plan`, sees that they took, and writes down that it is done. What
+    /// has come to be needed or possible meanwhile is done as well: returns all that was.
     ///
     /// # Errors
     /// After everything has been taken back, or saying what could not be.
-    pub fn perform(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<(), Failure> {
+    pub fn perform<'p>(
+        &mut self,
+        goal: &Goal<'_>,
+        plan: &'p Plan,
+    ) -> Result<Cow<'p, Plan>, Failure> {
         self.perform_and(goal, plan, Locked::done)
     }
 
     /// The same, but all of it goes back unless it is confirmed within `time`. Returns the
-    /// transaction's number.
+    /// transaction's number, too.
     ///
     /// # Errors
     /// Also if nobody could be set to watch over it; then nothing was changed.
-    pub fn perform_unconfirmed(
+    pub fn perform_unconfirmed<'p>(
         &mut self,
         goal: &Goal<'_>,
-        plan: &Plan,
+        plan: &'p Plan,
         time: Duration,
-    ) -> Result<u64, Failure> {
+    ) -> Result<(u64, Cow<'p, Plan>), Failure> {
         let id = self.journal.last() + 1;
         confirm::arm(id).map_err(|error| {
             Failure::from(error)
                 .detail("nothing was changed: without a watcher, nobody would take it back")
         })?;
-        self.perform_and(goal, plan, |journal| {
+        let made = self.perform_and(goal, plan, |journal| {
             let now = confirm::uptime().map_err(|source| JournalError::Read {
                 path: "/proc/uptime".into(),
                 source,
             })?;
             journal.await_confirmation(now.saturating_add(time))
         })?;
-        Ok(id)
+        Ok((id, made))
     }
 
     fn begin(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<u64, JournalError> {
@@ -153,12 +164,12 @@ impl<'k> Engine<'k> {
             .begin(goal.kind, goal.source, goal.draining, plan)
     }
 
-    fn perform_and(
+    fn perform_and<'p>(
         &mut self,
         goal: &Goal<'_>,
-        plan: &Plan,
+        plan: &'p Plan,
         end: impl FnOnce(&mut Locked) -> Result<(), JournalError>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Cow<'p, Plan>, Failure> {
         let _guard = Uninterrupted::begin();
         // What is taken out needs nothing that may be lacking.
         if !goal.policy.is_empty() {
@@ -181,38 +192,41 @@ impl<'k> Engine<'k> {
     }
 
     /// Makes the changes that are written down already.
-    fn carry_on(
+    fn carry_on<'p>(
         &mut self,
         goal: &Goal<'_>,
-        plan: &Plan,
+        plan: &'p Plan,
         end: impl FnOnce(&mut Locked) -> Result<(), JournalError>,
-    ) -> Result<(), Failure> {
-        let performed = carry_out(self.kernel, plan)
-            .and_then(|()| self.verify(goal, plan))
-            .and_then(|()| {
-                self.journal.keep_proof(self.kernel.proof());
-                Ok(end(&mut self.journal)?)
-            });
-        performed.map_err(|failure| self.give_up(goal, plan, failure))
+    ) -> Result<Cow<'p, Plan>, Failure> {
+        let mut made = Cow::Borrowed(plan);
+        let performed = self.make(goal, &mut made).and_then(|()| {
+            self.journal.keep_proof(self.kernel.proof());
+            Ok(end(&mut self.journal)?)
+        });
+        match performed {
+            Ok(()) => Ok(made),
+            Err(failure) => Err(self.give_up(goal, &made, failure)),
+        }
     }
 
     /// Takes everything out although that cannot be written down, because the disk is full or
     /// read-only: what bears our marks can always be found again.
-    fn perform_unrecorded(
+    fn perform_unrecorded<'p>(
         &mut self,
         goal: &Goal<'_>,
-        plan: &Plan,
+        plan: &'p Plan,
         error: JournalError,
-    ) -> Result<(), Failure> {
-        carry_out(self.kernel, plan)
-            .and_then(|()| self.verify(goal, plan))
-            .map_err(|failure| self.give_up(goal, plan, failure))?;
+    ) -> Result<Cow<'p, Plan>, Failure> {
+        let mut made = Cow::Borrowed(plan);
+        if let Err(failure) = self.make(goal, &mut made) {
+            return Err(self.give_up(goal, &made, failure));
+        }
         // Perhaps there is room by now.
         let noted = self.begin(goal, &Plan::default());
         if noted.is_err() || self.journal.done().is_err() {
             self.unrecorded = Some(error);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Why what was performed could not be written down, if so.
@@ -230,29 +244,41 @@ impl<'k> Engine<'k> {
         Ok(self.journal.done()?)
     }
 
-    /// Looks again: nothing may be left to do.
-    fn verify(&mut self, goal: &Goal<'_>, plan: &Plan) -> Result<(), Failure> {
-        let ledger = self.journal.in_force().ledger.after(plan);
-        let observed = self.observe(goal)?;
-        let left = planner::plan(goal.policy, &observed, &ledger, goal.stage).plan;
+    /// Makes the changes of `made`, and looks again: nothing of it may be left to do. What is left
+    /// that it did not touch came up meanwhile (while a machine starts, a link gets its address
+    /// after we looked): that is added to it, written down and made as well.
+    fn make(&mut self, goal: &Goal<'_>, made: &mut Cow<'_, Plan>) -> Result<(), Failure> {
+        carry_out(self.kernel, made)?;
+        for _ in 0..ROUNDS {
+            let left = self.left(goal, made)?;
+            if left.plan.is_empty() {
+                return Ok(());
+            }
+            if !left.refusals.is_empty() || left.plan.touches(made) {
+                return Err(did_not_take(&left.plan));
+            }
+            // Where nothing could be written down to begin with, neither can this.
+            if self.journal.open().is_some() {
+                self.journal.extend(made, &left.plan)?;
+            }
+            let further = left.plan.changes.iter().cloned();
+            made.to_mut().changes.extend(further);
+            carry_out(self.kernel, &left.plan)?;
+        }
+        let left = self.left(goal, made)?.plan;
         if left.is_empty() {
             return Ok(());
         }
-        let mut failure = Failure::new(
-            Exit::Failed,
-            "the kernel took all changes, but the router is not as the policy wants it",
-        );
-        for difference in crate::render::difference::differences(&left) {
-            failure = failure.detail(format!(
-                "did not take: {} {} {}",
-                difference.action.sign(),
-                difference.object,
-                difference.subject
-            ));
-        }
-        Err(failure.hint(
-            "another program may be changing the same objects; run `redirect status` and try again",
-        ))
+        Err(did_not_take(&left).detail(format!(
+            "others have changed the router {ROUNDS} times meanwhile"
+        )))
+    }
+
+    /// What `goal` still wants once `made` is made, by what is there.
+    fn left(&mut self, goal: &Goal<'_>, made: &Plan) -> Result<Planned, Failure> {
+        let ledger = self.journal.in_force().ledger.after(made);
+        let observed = self.observe(goal)?;
+        Ok(planner::plan(goal.policy, &observed, &ledger, goal.stage))
     }
 
     /// Takes everything back, writes down how it ended, and says what state the router is in.
@@ -354,6 +380,25 @@ fn carry_out(kernel: &mut dyn Kernel, plan: &Plan) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What is to be said where the kernel took everything, and this is still to be done.
+fn did_not_take(left: &Plan) -> Failure {
+    let mut failure = Failure::new(
+        Exit::Failed,
+        "the kernel took all changes, but the router is not as the policy wants it",
+    );
+    for difference in crate::render::difference::differences(left) {
+        failure = failure.detail(format!(
+            "did not take: {} {} {}",
+            difference.action.sign(),
+            difference.object,
+            difference.subject
+        ));
+    }
+    failure.hint(
+        "another program may be changing the same objects; run `redirect status` and try again",
+    )
 }
 
 /// The commands for what could not be done, whole: they are to be typed.

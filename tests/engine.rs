@@ -19,9 +19,10 @@ use redirect::journal::{BootId, Condition, Digest, Draining, Journal, Kind, Loca
 use redirect::kernel::fake::FakeKernel;
 use redirect::kernel::{Kernel, KernelError, Wish};
 use redirect::net::{
-    Action, Family, IfPattern, RouteProtocol, RoutingRule, RulePriority, RuleSelectors, TableId,
+    Action, Family, IfPattern, Route, RouteKind, RouteProtocol, RoutingRule, RulePriority,
+    RuleSelectors, TableId,
 };
-use redirect::observation::{Availability, Observed};
+use redirect::observation::{Address, Availability, Observed};
 use redirect::plan::planner::Stage;
 use redirect::plan::{Change, Plan};
 use redirect::policy::{self, Policy, Source};
@@ -34,12 +35,17 @@ enum Death {
     After(usize),
 }
 
+/// What others do before each look at the router, counted from 0.
+type Others = dyn Fn(usize, &mut Observed);
+
 /// A router whose user may be killed at any change.
 #[derive(Clone)]
 struct Mortal {
     router: Rc<RefCell<FakeKernel>>,
     death: Rc<RefCell<Option<Death>>>,
     made: Rc<RefCell<usize>>,
+    looks: Rc<RefCell<usize>>,
+    others: Rc<Others>,
 }
 
 /// What a panic carries that stands for `kill -9`.
@@ -51,7 +57,15 @@ impl Mortal {
             router: Rc::new(RefCell::new(FakeKernel::new(observed))),
             death: Rc::default(),
             made: Rc::default(),
+            looks: Rc::default(),
+            others: Rc::new(|_, _| ()),
         }
+    }
+
+    /// From now on others do this.
+    fn meanwhile(&mut self, others: impl Fn(usize, &mut Observed) + 'static) {
+        *self.looks.borrow_mut() = 0;
+        self.others = Rc::new(others);
     }
 
     fn die(&self, death: Option<Death>) {
@@ -66,6 +80,8 @@ impl Mortal {
 
 impl Kernel for Mortal {
     fn observe(&mut self, wish: &Wish<'_>) -> Result<Observed, KernelError> {
+        let look = self.looks.replace_with(|look| *look + 1);
+        (self.others)(look, &mut self.router.borrow_mut().observed);
         self.router.borrow_mut().observe(wish)
     }
 
@@ -100,6 +116,7 @@ impl Drop for Scratch {
 struct Bench {
     kernel: Mortal,
     location: Location,
+    stage: Stage,
     _scratch: Scratch,
 }
 
@@ -120,6 +137,7 @@ impl Bench {
                 directory: directory.clone(),
                 boot: BootId("boot".to_owned()),
             },
+            stage: Stage::Complete,
             _scratch: Scratch(directory),
         }
     }
@@ -135,7 +153,7 @@ impl Bench {
             },
             policy: wanted.map_or(&nothing, |(policy, _)| policy),
             source: wanted.map(|(_, source)| source),
-            stage: Stage::Complete,
+            stage: self.stage,
             draining: &Draining::default(),
         };
         let mut kernel = self.kernel.clone();
@@ -143,8 +161,7 @@ impl Bench {
         let observed = engine.observe(&goal)?;
         let planned = engine.plan(&goal, &observed);
         assert!(planned.refusals.is_empty(), "{:?}", planned.refusals);
-        engine.perform(&goal, &planned.plan)?;
-        Ok(planned.plan.changes.len())
+        Ok(engine.perform(&goal, &planned.plan)?.changes.len())
     }
 
     /// Any command's beginning: what was left is taken back.
@@ -423,4 +440,137 @@ fn a_drain_lets_open_sessions_end_where_they_began() {
     assert_eq!(policy_in_force(&bench.journal()).unwrap(), wanted.0);
     bench.run(None).unwrap();
     assert!(bench.kernel.observed() == pristine);
+}
+
+/// A router that starts: the appliance's interface gets its address only after we looked.
+struct Starting {
+    bench: Bench,
+    wanted: Written,
+    addresses: Vec<Address>,
+}
+
+impl Starting {
+    fn new(name: &str) -> Self {
+        let wanted = example("rdp-snat.toml", str::to_owned);
+        let mut observed = router(&[&wanted.0]);
+        let addresses = std::mem::take(&mut observed.addresses);
+        let mut bench = Bench::new(name, observed);
+        bench.stage = Stage::Possible;
+        Self {
+            bench,
+            wanted,
+            addresses,
+        }
+    }
+
+    fn run(&mut self) -> Result<usize, Failure> {
+        self.bench.run(Some(&self.wanted))
+    }
+
+    /// The address comes between the first look and the second; then others do `more`.
+    fn meanwhile(&mut self, more: impl Fn(usize, &mut Observed) + 'static) {
+        let addresses = self.addresses.clone();
+        self.bench.kernel.meanwhile(move |look, observed| {
+            if look > 0 {
+                observed.addresses.clone_from(&addresses);
+            }
+            more(look, observed);
+        });
+    }
+
+    fn routes(&self) -> usize {
+        let observed = self.bench.kernel.observed();
+        let ours = |route: &&Route| {
+            route.protocol == RouteProtocol::OURS && route.kind == RouteKind::Unicast
+        };
+        observed.routes.iter().filter(ours).count()
+    }
+}
+
+#[test]
+fn what_comes_up_between_two_looks_is_part_of_the_transaction() {
+    let mut start = Starting::new("starting");
+    let planned = start.run().unwrap();
+    assert_eq!(start.routes(), 0, "nothing is on-link yet");
+    start.bench.run(None).unwrap();
+    let pristine = start.bench.kernel.observed();
+
+    start.meanwhile(|_, _| ());
+    assert_eq!(start.run().unwrap(), planned + 1);
+    assert_eq!(start.routes(), 1);
+    let journal = start.bench.journal();
+    let entry = journal.history().last().unwrap();
+    assert_eq!(entry.outcome, Some(Outcome::Done));
+    assert_eq!(entry.changes.len(), planned + 1);
+    start.bench.kernel.meanwhile(|_, _| ());
+    start.bench.run(None).unwrap();
+    let mut started = start.bench.kernel.observed();
+    assert_eq!(started.addresses, start.addresses);
+
+    // A death, or a fault, at any of these changes takes all of them back.
+    started.addresses.clear();
+    assert!(started == pristine);
+    for step in 0..=planned {
+        for is_death in [true, false] {
+            start.bench.kernel.router.borrow_mut().observed = pristine.clone();
+            start.meanwhile(|_, _| ());
+            if is_death {
+                start.bench.kernel.die(Some(Death::After(step)));
+                assert!(killed(|| start.run()));
+                assert!(!start.bench.is_settled());
+                start.bench.kernel.die(None);
+                start.bench.recover().unwrap();
+            } else {
+                start.bench.kernel.router.borrow_mut().fail_at(step);
+                start.run().unwrap_err();
+                start.bench.kernel.router.borrow_mut().fail_at = None;
+            }
+            let mut found = start.bench.kernel.observed();
+            found.addresses.clear();
+            assert!(found == pristine, "step {step}, death: {is_death}");
+            assert!(start.bench.is_settled());
+        }
+    }
+}
+
+#[test]
+fn what_comes_and_goes_ends_the_run_which_takes_everything_back() {
+    // Each time that we have made the route, the link loses it.
+    let mut start = Starting::new("flapping");
+    let pristine = start.bench.kernel.observed();
+    start.meanwhile(|_, observed| {
+        observed.routes.retain(|route| {
+            route.protocol != RouteProtocol::OURS || route.kind != RouteKind::Unicast
+        });
+    });
+    let failure = start.run().unwrap_err();
+    assert_eq!(failure.exit, Exit::Failed);
+    let said = failure.details.join("\n");
+    assert!(
+        said.contains("did not take: + route -4 default via"),
+        "{said}"
+    );
+    assert!(said.contains("everything was taken back"), "{said}");
+    let mut found = start.bench.kernel.observed();
+    found.addresses.clear();
+    assert!(found == pristine);
+    assert!(start.bench.is_settled());
+
+    // Each time that we look, others have put another rule there that bears our mark.
+    let mut start = Starting::new("intruding");
+    start.meanwhile(|look, observed| {
+        let mut rule = observed.rules.last().unwrap().clone();
+        rule.priority = RulePriority(20_000 + u32::try_from(look).unwrap());
+        rule.protocol = RouteProtocol::OURS;
+        observed.rules.push(rule);
+        observed
+            .rules
+            .sort_by_key(|rule| (rule.family, rule.priority));
+    });
+    let failure = start.run().unwrap_err();
+    let said = failure.details.join("\n");
+    assert!(said.contains("others have changed the router"), "{said}");
+    assert!(said.contains("everything was taken back"), "{said}");
+    assert!(start.bench.is_settled());
+    assert!(start.bench.kernel.observed().nftables.is_none());
 }

@@ -97,16 +97,15 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     if !args.early {
         sessions::tell_what_is_taken(&next.policy, &planned.plan, &observed, terminal)?;
     }
-    let unconfirmed = if let Some(time) = args.confirm {
-        let id = engine.perform_unconfirmed(&goal, &planned.plan, time)?;
-        Some((id, time))
+    let (unconfirmed, made) = if let Some(time) = args.confirm {
+        let (id, made) = engine.perform_unconfirmed(&goal, &planned.plan, time)?;
+        (Some((id, time)), made)
     } else {
-        engine.perform(&goal, &planned.plan)?;
-        None
+        (None, engine.perform(&goal, &planned.plan)?)
     };
     // Whoever confirms needs the lock.
     drop(engine);
-    let count = planned.plan.changes.len();
+    let count = made.changes.len();
     terminal.note(&format!(
         "applied: {} in place, {count} {} made",
         super::counted(policy.redirects.len(), "redirect", "redirects"),

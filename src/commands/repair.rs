@@ -86,12 +86,12 @@ pub(super) fn run(args: &Repair, terminal: &Terminal) -> Result<Exit, Failure> {
     }
     if !planned.plan.is_empty() || drained {
         sessions::tell_what_is_taken(&next.policy, &planned.plan, &observed, terminal)?;
-        engine.perform(&goal, &planned.plan)?;
+        let made = engine.perform(&goal, &planned.plan)?;
         terminal.note(&format!(
             "repaired: {} made",
-            counted(planned.plan.changes.len(), "change", "changes")
+            counted(made.changes.len(), "change", "changes")
         ));
-        for change in crate::journal::summary(&planned.plan) {
+        for change in crate::journal::summary(&made) {
             terminal.note(&format!("  {change}"));
         }
     }

@@ -89,16 +89,17 @@ pub(super) fn run(args: &Rollback, terminal: &Terminal) -> Result<Exit, Failure>
             "that policy cannot be put back here",
         ));
     }
-    if planned.plan.is_empty() {
+    let made = if planned.plan.is_empty() {
         engine.note_policy(&goal)?;
+        0
     } else {
         sessions::tell_what_is_taken(&next.policy, &planned.plan, &observed, terminal)?;
-        engine.perform(&goal, &planned.plan)?;
-    }
+        engine.perform(&goal, &planned.plan)?.changes.len()
+    };
     terminal.note(&format!(
         "rolled back to {}: {} made",
         named(target.as_ref()),
-        counted(planned.plan.changes.len(), "change", "changes")
+        counted(made, "change", "changes")
     ));
     Ok(Exit::Done)
 }

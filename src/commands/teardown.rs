@@ -95,7 +95,7 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     if let Ok(before) = policy_in_force(engine.journal()) {
         sessions::tell_what_is_given_up(&before, terminal);
     }
-    engine.perform(&goal, &planned.plan)?;
+    let made = engine.perform(&goal, &planned.plan)?;
     if let Some(error) = engine.unrecorded() {
         terminal.warn(
             &format!("{error}: the journal still says that a policy is in force"),
@@ -104,7 +104,7 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     }
     terminal.note(&format!(
         "torn down: {} made; sessions go to the servers directly, unrecorded",
-        counted(planned.plan.changes.len(), "change", "changes")
+        counted(made.changes.len(), "change", "changes")
     ));
     Ok(Exit::Done)
 }

@@ -9,14 +9,15 @@ pub mod names;
 pub mod packets;
 pub mod planner;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use ledger::{Kept, Ledger};
 
 use crate::iptables;
-use crate::net::{Family, Route, RoutingRule};
+use crate::net::{Family, Route, RoutingRule, TableId};
 use crate::nft;
 use crate::observation::{FileContent, Sysctl};
 
@@ -175,6 +176,42 @@ impl Change {
     }
 }
 
+/// What a change is about, whatever it does to it.
+#[derive(PartialEq, Eq)]
+enum Object<'a> {
+    Path(&'a Path),
+    /// By its place.
+    Route(Option<(Family, TableId, Option<IpNet>, u32)>),
+    Rule(Option<&'a RoutingRule>),
+    Sysctl(&'a Sysctl),
+    Nftables,
+    Ipset(Option<&'a str>),
+    Frame(Family),
+    Iptables(iptables::Variant, Family),
+}
+
+impl Change {
+    fn object(&self) -> Object<'_> {
+        match self {
+            Self::Directory { path, .. } | Self::File { path, .. } => Object::Path(path),
+            Self::Route { from, to } => Object::Route(
+                (from.as_ref().or(to.as_ref()))
+                    .map(|route| (route.family, route.table, route.destination, route.metric)),
+            ),
+            Self::Rule { from, to } => Object::Rule(from.as_ref().or(to.as_ref())),
+            Self::Sysctl { sysctl, .. } => Object::Sysctl(sysctl),
+            Self::Nftables { .. } => Object::Nftables,
+            Self::Ipset { from, to } => {
+                Object::Ipset(from.as_ref().or(to.as_ref()).map(|set| set.name.as_str()))
+            }
+            Self::Frame { family, .. } => Object::Frame(*family),
+            Self::Iptables {
+                variant, family, ..
+            } => Object::Iptables(*variant, *family),
+        }
+    }
+}
+
 /// Changes in the order in which they are made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -195,6 +232,13 @@ impl Plan {
                 .map(Change::inverse)
                 .collect(),
         }
+    }
+
+    /// Whether some object is changed by both.
+    #[must_use]
+    pub fn touches(&self, other: &Self) -> bool {
+        let touched: Vec<_> = other.changes.iter().map(Change::object).collect();
+        (self.changes.iter()).any(|change| touched.contains(&change.object()))
     }
 
     /// Whether there is nothing to do.
