@@ -1,4 +1,5 @@
-//! What becomes of sessions that run while the router changes: counted, and said, before.
+//! What becomes of sessions that run while the router changes: counted, and said, before. What is
+//! said must be true also if the router then stays as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -246,12 +247,13 @@ pub(super) fn tell_what_is_taken(
     if seen == 0 && policy.options.established == Established::Redirect {
         terminal.note(
             "connection tracking has seen no connection here yet, so sessions that are open cannot \
-             be counted; those of the policy are cut",
+             be counted; once the policy is in force, those of it are cut",
         );
     } else if cut > 0 {
         terminal.note(&format!(
-            "cutting {}: the appliance never saw them begin (`established = \"keep\"` lets them go on)",
-            counted(cut, "open session", "open sessions")
+            "once the policy is in force, {} cut: the appliance never saw them begin \
+             (`established = \"keep\"` lets them go on)",
+            counted(cut, "open session is", "open sessions are")
         ));
     }
     if parted > 0 {
@@ -271,9 +273,12 @@ pub(super) fn tell_what_is_given_up(policy: &Policy, terminal: &Terminal) {
     match through(policy.appliances.iter().map(|appliance| appliance.mark)) {
         Ok(0) | Err(_) => {}
         Ok(cut) => terminal.note(&format!(
-            "cutting {} that {} through an appliance (`redirect teardown --drain` lets them end)",
-            counted(cut, "open connection", "open connections"),
-            if cut == 1 { "goes" } else { "go" }
+            "once nothing is redirected, {} cut (`redirect teardown --drain` lets them end)",
+            counted(
+                cut,
+                "open connection through an appliance is",
+                "open connections through an appliance are"
+            ),
         )),
     }
 }
