@@ -1,13 +1,15 @@
 //! The limit: the same bytes sent to the kernel, or the same set read from it, by a program that
-//! does nothing else.
+//! does nothing else; and the same bytes between the two syncs without which no journal is one.
 
 use std::fs;
 use std::path::Path;
 
+use redirect::kernel::files;
 use redirect::kernel::netlink::{Netlink, Payload, Protocol};
 use redirect::nft::TABLE;
+use redirect::observation::FileContent;
 
-use crate::Trouble;
+use crate::{Trouble, router};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM`, `NFPROTO_INET`, `NFTA_SET_ELEM_LIST_TABLE` and
 /// `NFTA_SET_ELEM_LIST_SET` (`linux/netfilter/nf_tables.h`).
@@ -25,6 +27,23 @@ pub fn send(file: &Path) -> Result<(), Trouble> {
         None if answer.acknowledged.is_empty() => Err("nothing was acknowledged".into()),
         None => Ok(()),
     }
+}
+
+/// The least that a synced journal adds: one small file is replaced before, so that it says what is
+/// about to be done, and once more after, so that it says what became of it. Each time its content is
+/// on the disk before its name, and its name before anything else happens.
+pub fn send_journalled(file: &Path) -> Result<(), Trouble> {
+    let journal = Path::new(router::STATE).join("journal.json");
+    let say = |word: &str| {
+        let content = FileContent {
+            text: word.to_owned(),
+            mode: 0o600,
+        };
+        files::replace(&journal, &content)
+    };
+    say("open")?;
+    send(file)?;
+    Ok(say("done")?)
 }
 
 /// Reads all elements of one of our sets, and makes nothing of them.

@@ -19,7 +19,7 @@ const LINKS: [(&str, &str); 3] = [
 ];
 
 /// Where `redirect` keeps its state: of the disk that `work` is on, for what it writes is synced.
-const STATE: &str = "/var/lib/redirect";
+pub const STATE: &str = "/var/lib/redirect";
 
 /// Gives this process, and all that it starts, files of their own where routers are configured.
 pub fn own_files(work: &Path) -> Result<(), Trouble> {

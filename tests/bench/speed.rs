@@ -70,6 +70,7 @@ impl fmt::Display for Backend {
 enum Subject {
     Redirect(Backend),
     Bare,
+    Journalled,
     NftFile,
     Ipset,
     RuleANetwork,
@@ -78,9 +79,10 @@ enum Subject {
 
 impl Subject {
     /// In the order in which they take turns.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Redirect(Backend::Nftables),
         Self::Bare,
+        Self::Journalled,
         Self::NftFile,
         Self::Redirect(Backend::Iptables),
         Self::Ipset,
@@ -92,7 +94,7 @@ impl Subject {
     fn needs(self) -> &'static [(&'static str, &'static [&'static str])] {
         const IPTABLES: (&str, &[&str]) = ("iptables-save", &["-t", "mangle"]);
         match self {
-            Self::Redirect(Backend::Nftables) | Self::Bare => &[],
+            Self::Redirect(Backend::Nftables) | Self::Bare | Self::Journalled => &[],
             Self::NftFile => &[("nft", &["list", "tables"])],
             Self::Redirect(Backend::Iptables) | Self::Ipset => {
                 &[IPTABLES, ("ipset", &["list", "-name"])]
@@ -116,6 +118,9 @@ impl fmt::Display for Subject {
         match self {
             Self::Redirect(backend) => write!(f, "**`redirect`, {backend}**"),
             Self::Bare => f.write_str("the bare netlink batch or dump"),
+            Self::Journalled => {
+                f.write_str("the bare batch, and the least that a synced journal takes")
+            }
             Self::NftFile => f.write_str("`nft` and `ip`"),
             Self::Ipset => f.write_str("`ipset`, `iptables-restore` and `ip`"),
             Self::RuleANetwork => f.write_str("`iptables-restore`, a rule a network, and `ip`"),
@@ -163,6 +168,9 @@ fn run(arguments: &[String]) -> Result<(), Trouble> {
     match arguments.split_first() {
         Some((mode, words)) if mode == "time" => return sample::time(words),
         Some((mode, [file])) if mode == "send" => return bare::send(Path::new(file)),
+        Some((mode, [file])) if mode == "send-journalled" => {
+            return bare::send_journalled(Path::new(file));
+        }
         Some((mode, [set])) if mode == "dump" => return bare::dump(set),
         _ => {}
     }
@@ -372,6 +380,10 @@ impl Input {
                     (Act::Status, Task::new(&this, &["dump", SET])),
                     (Act::Change, send("batch.change")),
                 ]
+            }
+            Subject::Journalled => {
+                let send = Task::new(std::env::current_exe()?, &["send-journalled"]);
+                vec![(Act::Apply, send.and(&self.path("batch")))]
             }
             Subject::NftFile => scripts("nft"),
             Subject::Ipset => scripts("ipset"),
