@@ -337,13 +337,19 @@ pub fn policy_in_force(journal: &Journal) -> Result<Policy, Failure> {
     Ok(policy)
 }
 
-/// A policy that was in force once, read from the journal's own copy.
+/// A policy that was in force once: read from the journal's own copy, if it was not read before.
 ///
 /// # Errors
 /// If that copy cannot be read.
 pub fn policy_of(journal: &Journal, digest: &Digest) -> Result<Policy, Failure> {
+    if let Some(policy) = journal.remembered(digest) {
+        return Ok(policy);
+    }
     match policy::read(&journal.source(digest)?) {
-        Ok(reading) => Ok(reading.policy),
+        Ok(reading) => {
+            journal.remember(digest, &reading.policy);
+            Ok(reading.policy)
+        }
         Err(errors) => Err(Failure::new(
             Exit::BadPolicy,
             format!(

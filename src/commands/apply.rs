@@ -7,7 +7,7 @@ use super::{
 use crate::cli::{Apply, Format};
 use crate::engine::{Engine, Goal};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Draining, Journal, Kind, Location};
+use crate::journal::{self, Digest, Draining, Invocation, Journal, Kind, Location, Locked};
 use crate::kernel::router::Router;
 use crate::plan::planner::Stage;
 use crate::render;
@@ -59,7 +59,11 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     }
     let mut router = Router::open()?;
     let location = Location::new(journal::DIRECTORY)?;
-    let mut engine = Engine::open(&mut router, &location, args.wait.wait)?;
+    let journal = Locked::acquire(&location, Invocation::current(), args.wait.wait)?;
+    // Most often the policy in force is this one.
+    let digest = Digest::of(source);
+    journal.remember(&digest, policy);
+    let mut engine = Engine::with(&mut router, journal)?;
     if let Some(recovered) = engine.recovered() {
         report_recovered(recovered, terminal);
     }
@@ -84,7 +88,6 @@ pub(super) fn run(args: &Apply, terminal: &Terminal) -> Result<Exit, Failure> {
     if !planned.refusals.is_empty() {
         return Err(typed.refused(&planned.refusals, terminal));
     }
-    let digest = journal::Digest::of(source);
     if planned.plan.is_empty() {
         let in_force = engine.journal().in_force();
         if in_force.policy.as_ref() != Some(&digest) || in_force.draining != next.draining {

@@ -30,8 +30,9 @@ impl Seen {
     /// Looks at everything that matters to `policy`.
     pub(super) fn of(policy: Policy, source: &Source) -> Result<Self, Failure> {
         let journal = Journal::read(&Location::new(journal::DIRECTORY)?)?;
-        let before = policy_in_force(&journal)?;
         let digest = Digest::of(source);
+        journal.remember(&digest, &policy);
+        let before = policy_in_force(&journal)?;
         // Something of a policy before it may go on beside it.
         let in_force = journal.in_force().policy.as_ref() == Some(&digest) || before == policy;
         let in_force = in_force && !before.is_empty();

@@ -26,7 +26,7 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 use crate::engine::{Goal, Recovered, policy_in_force, trust};
 use crate::failure::{Exit, Failure};
-use crate::journal::{self, Journal, JournalError, Location};
+use crate::journal::{self, Digest, Journal, JournalError, Location};
 use crate::kernel::router::Router;
 use crate::kernel::{FailureKind, Kernel, Wish};
 use crate::observation::Observed;
@@ -262,13 +262,16 @@ fn trusting_router(journal: &Journal, in_force: &Policy) -> Result<Router, Failu
 }
 
 /// The plan of a command that changes nothing: no lock is taken, no journal is made, and no
-/// privilege needed; what cannot be seen without is said.
+/// privilege needed; what cannot be seen without is said. The goal's policy is all that its source says.
 fn plan_unlocked(goal: &Goal<'_>, cut: bool) -> Result<Planned, Failure> {
     let mut router = Router::open()?;
     let mut policy = goal.policy.clone();
     let mut findings = Vec::new();
     let (before, ledger) = match Journal::read(&Location::new(journal::DIRECTORY)?) {
         Ok(journal) => {
+            if let Some(source) = goal.source {
+                journal.remember(&Digest::of(source), goal.policy);
+            }
             let before = policy_in_force(&journal)?;
             trust(&mut router, &journal, &before);
             match sessions::next(&journal, goal.policy, Vec::new(), cut) {

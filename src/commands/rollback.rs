@@ -138,7 +138,10 @@ fn read(journal: &Journal, target: Option<&Digest>) -> Result<(Policy, Option<So
     };
     let source = journal.source(digest)?;
     match policy::read(&source) {
-        Ok(reading) => Ok((reading.policy, Some(source))),
+        Ok(reading) => {
+            journal.remember(digest, &reading.policy);
+            Ok((reading.policy, Some(source)))
+        }
         Err(errors) => {
             let failure = Failure::new(
                 Exit::BadPolicy,

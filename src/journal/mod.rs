@@ -35,7 +35,8 @@ mod lock;
 mod recovery;
 mod store;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -51,7 +52,7 @@ pub use recovery::{Left, Reach, Recovery, recovery};
 use crate::kernel::files;
 use crate::nft::proof::Proof;
 use crate::plan::{Ledger, Plan};
-use crate::policy::{Name, Source};
+use crate::policy::{Name, Policy, Source};
 use lock::Lock;
 use store::Store;
 
@@ -241,6 +242,8 @@ pub struct Journal {
     store: Store,
     boot: BootId,
     state: State,
+    /// What is known already of policies' texts. Lists of 100,000 networks are read once a run.
+    read: RefCell<BTreeMap<Digest, Policy>>,
 }
 
 impl Journal {
@@ -273,6 +276,7 @@ impl Journal {
             store,
             boot: location.boot.clone(),
             state,
+            read: RefCell::default(),
         };
         let applied = std::mem::take(&mut journal.state.applied);
         journal.state.applied = applied.at(&location.boot);
@@ -417,6 +421,20 @@ impl Journal {
                     && (entry.policy != entry.before || entry.kind == Kind::Drain)
             })
             .map(|entry| entry.before.as_ref())
+    }
+
+    /// Takes note of what the text with this digest says, so that it is not read again.
+    pub fn remember(&self, digest: &Digest, policy: &Policy) {
+        // Nobody holds it for longer than these two functions do.
+        if let Ok(mut read) = self.read.try_borrow_mut() {
+            read.insert(digest.clone(), policy.clone());
+        }
+    }
+
+    /// What the text with this digest says, if that was noted.
+    #[must_use]
+    pub fn remembered(&self, digest: &Digest) -> Option<Policy> {
+        self.read.try_borrow().ok()?.get(digest).cloned()
     }
 
     /// The text of a policy that was applied once.

@@ -9,7 +9,7 @@ mod route;
 
 pub use interface::{IfName, IfNameError, IfPattern, MacAddr};
 pub use mark::Mark;
-pub use ranges::{Networks, PortRange, Ports, Range, Ranges, Step};
+pub use ranges::{Gathered, Networks, PortRange, Ports, Range, Ranges, Step};
 pub use route::{
     Action, Family, Route, RouteKind, RouteProtocol, RoutingRule, RulePriority, RuleSelectors,
     TableId,

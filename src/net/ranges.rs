@@ -6,6 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::de::{self, SeqAccess, Visitor};
@@ -55,8 +56,11 @@ impl<T: Clone> From<Range<T>> for (T, T) {
 
 /// Sorted, disjoint ranges with a gap between any two. In the journal, a list of pairs, or, where
 /// there are many, one text.
+///
+/// Never changed once made, and shared: the networks of a policy, of the table that is rendered of
+/// it and of what the kernel is known to hold are one list, and comparing it with itself costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Ranges<T: Clone>(Vec<Range<T>>);
+pub struct Ranges<T: Clone>(Arc<Vec<Range<T>>>);
 
 /// So many are written for people to read.
 const READABLE: usize = 100;
@@ -64,7 +68,7 @@ const READABLE: usize = 100;
 impl<T: Step + Into<u128> + Serialize> Serialize for Ranges<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0.len() <= READABLE {
-            self.0.serialize(serializer)
+            self.0.as_slice().serialize(serializer)
         } else {
             serializer.serialize_str(&packed::pack(&self.0))
         }
@@ -73,7 +77,8 @@ impl<T: Step + Into<u128> + Serialize> Serialize for Ranges<T> {
 
 impl<'de, T: Step + TryFrom<u128> + Deserialize<'de>> Deserialize<'de> for Ranges<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reader(PhantomData)).map(Self)
+        let ranges = deserializer.deserialize_any(Reader(PhantomData))?;
+        Ok(Self::of_sorted(ranges))
     }
 }
 
@@ -102,7 +107,7 @@ impl<'de, T: Step + TryFrom<u128> + Deserialize<'de>> Visitor<'de> for Reader<T>
 
 impl<T: Clone> Default for Ranges<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self::of_sorted(Vec::new())
     }
 }
 
@@ -110,25 +115,26 @@ impl<T: Step> Ranges<T> {
     /// Sorts and merges: nested, overlapping and adjacent ranges become one.
     #[must_use]
     pub fn merged(mut ranges: Vec<Range<T>>) -> Self {
-        ranges.sort_unstable();
-        let mut merged: Vec<Range<T>> = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match merged.last_mut() {
-                Some(before) if before.last.next().is_none_or(|next| range.first <= next) => {
-                    before.last = before.last.max(range.last);
-                }
-                _ => merged.push(range),
+        ranges.sort_unstable_by_key(|range| range.first);
+        ranges.dedup_by(|range, before| {
+            let is_one = (before.last.next()).is_none_or(|next| range.first <= next);
+            if is_one {
+                before.last = before.last.max(range.last);
             }
-        }
-        Self(merged)
+            is_one
+        });
+        Self::of_sorted(ranges)
     }
 
     /// What is in `self` and not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
+        if other.is_empty() {
+            return self.clone();
+        }
         let mut left = Vec::with_capacity(self.0.len());
         let mut holes = other.0.iter().peekable();
-        for range in &self.0 {
+        for range in self {
             let mut first = Some(range.first);
             while holes.next_if(|hole| hole.last < range.first).is_some() {}
             let mut ahead = holes.clone();
@@ -150,7 +156,7 @@ impl<T: Step> Ranges<T> {
                 });
             }
         }
-        Self(left)
+        Self::of_sorted(left)
     }
 
     /// The first range that is in both, if any.
@@ -183,6 +189,10 @@ impl<T: Step> Ranges<T> {
 }
 
 impl<T: Clone> Ranges<T> {
+    fn of_sorted(ranges: Vec<Range<T>>) -> Self {
+        Self(Arc::new(ranges))
+    }
+
     /// The ranges, ascending.
     pub fn iter(&self) -> std::slice::Iter<'_, Range<T>> {
         self.0.iter()
@@ -239,27 +249,79 @@ pub struct Networks {
     pub v6: Ranges<u128>,
 }
 
+/// Networks as they come, not yet merged.
+#[derive(Debug, Clone, Default)]
+pub struct Gathered {
+    v4: Vec<Range<u32>>,
+    v6: Vec<Range<u128>>,
+}
+
+impl Gathered {
+    /// With room for so many IPv4 networks.
+    #[must_use]
+    pub fn with_capacity(v4: usize) -> Self {
+        Self {
+            v4: Vec::with_capacity(v4),
+            v6: Vec::new(),
+        }
+    }
+
+    /// Adds a prefix.
+    pub fn add(&mut self, network: IpNet) {
+        match network {
+            IpNet::V4(net) => self.add_v4(Range {
+                first: net.network().to_bits(),
+                last: net.broadcast().to_bits(),
+            }),
+            IpNet::V6(net) => self.v6.push(Range {
+                first: net.network().to_bits(),
+                last: net.broadcast().to_bits(),
+            }),
+        }
+    }
+
+    /// Adds IPv4 addresses.
+    pub fn add_v4(&mut self, range: Range<u32>) {
+        self.v4.push(range);
+    }
+
+    /// Adds what was merged before.
+    pub fn add_all(&mut self, networks: &Networks) {
+        self.v4.extend(&networks.v4);
+        self.v6.extend(&networks.v6);
+    }
+
+    /// How many were added.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether none was added.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Merges them.
+    #[must_use]
+    pub fn merged(self) -> Networks {
+        Networks {
+            v4: Ranges::merged(self.v4),
+            v6: Ranges::merged(self.v6),
+        }
+    }
+}
+
 impl Networks {
     /// Merges prefixes of both families.
     #[must_use]
     pub fn merged(networks: impl IntoIterator<Item = IpNet>) -> Self {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for network in networks {
-            match network {
-                IpNet::V4(net) => v4.push(Range {
-                    first: net.network().to_bits(),
-                    last: net.broadcast().to_bits(),
-                }),
-                IpNet::V6(net) => v6.push(Range {
-                    first: net.network().to_bits(),
-                    last: net.broadcast().to_bits(),
-                }),
-            }
-        }
-        Self {
-            v4: Ranges::merged(v4),
-            v6: Ranges::merged(v6),
-        }
+        let mut gathered = Gathered::default();
+        networks
+            .into_iter()
+            .for_each(|network| gathered.add(network));
+        gathered.merged()
     }
 
     /// What is in `self` and not in `other`.

@@ -69,13 +69,13 @@ impl Proof {
 fn digest(table: &Table) -> Option<String> {
     let mut long = table.sets.iter().filter(|set| set.is_long()).peekable();
     long.peek()?;
-    let mut feed = Feed(Sha256::new());
+    let mut feed = Feed::default();
     for set in long {
         set.name.hash(&mut feed);
         set.elements.hash(&mut feed);
     }
     let mut digits = String::with_capacity(64);
-    for byte in feed.0.finalize() {
+    for byte in feed.finalize() {
         // Writing to a string cannot fail.
         let _ = write!(digits, "{byte:02x}");
     }
@@ -83,11 +83,34 @@ fn digest(table: &Table) -> Option<String> {
 }
 
 /// Takes what is hashed to a digest that does not collide.
-struct Feed(Sha256);
+#[derive(Default)]
+struct Feed {
+    digest: Sha256,
+    /// Numbers come one by one, and are hashed by the block.
+    gathered: Vec<u8>,
+}
+
+impl Feed {
+    /// Enough at a time.
+    const MANY: usize = 4096;
+
+    fn pass_on(&mut self) {
+        self.digest.update(&self.gathered);
+        self.gathered.clear();
+    }
+
+    fn finalize(mut self) -> impl IntoIterator<Item = u8> {
+        self.pass_on();
+        self.digest.finalize()
+    }
+}
 
 impl Hasher for Feed {
     fn write(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= Self::MANY {
+            self.pass_on();
+        }
     }
 
     /// Nobody asks for the short one.

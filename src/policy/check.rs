@@ -10,10 +10,10 @@ use crate::net::{Family, Mark, Networks, PortRange, Ports, Range, RulePriority, 
 
 use super::diagnostic::{Code, Diagnostic, quoted};
 use super::raw::{Field, Given, Many, Networks as RawNetworks, Raw, RawAppliance, RawRedirect};
-use super::reader::{Reader, join, lines};
+use super::reader::{Reader, join};
 use super::source::Span;
 use super::words::{listed, nearest};
-use super::{Appliance, Options, Policy, Redirect, keys, value};
+use super::{Appliance, Options, Policy, Redirect, keys, list, value};
 
 /// The last priority before that of the main table's rule, 32766
 /// (`fib_default_rules_init` in the kernel's `net/ipv4/fib_rules.c`).
@@ -127,14 +127,6 @@ fn everything(family: Family) -> Networks {
         Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
     };
     Networks::merged([all])
-}
-
-fn networks_of(many: &Many<RawNetworks>) -> Networks {
-    Networks::merged(
-        many.items
-            .iter()
-            .flat_map(|field| field.value.as_slice().iter().copied()),
-    )
 }
 
 /// An applied policy that redirects nothing would take the redirection back: that
@@ -469,10 +461,10 @@ fn unique_names(raw: &Raw, reader: &mut Reader<'_>) {
 
 /// Works a redirect out: its appliance, its networks with the exceptions taken out.
 fn known<'r>(redirect: &'r RawRedirect, raw: &Raw, reader: &mut Reader<'_>) -> Known<'r> {
-    let all = networks_of(&redirect.servers);
-    let except = networks_of(&redirect.except_servers);
+    let all = redirect.servers.merged();
+    let except = redirect.except_servers.merged();
     let servers = all.without(&except);
-    let clients = networks_of(&redirect.except_clients);
+    let clients = redirect.except_clients.merged();
     for family in Family::ALL {
         if !redirect.servers.complete || all.is_empty_of(family) {
             continue;
@@ -516,7 +508,7 @@ fn known<'r>(redirect: &'r RawRedirect, raw: &Raw, reader: &mut Reader<'_>) -> K
     }
     if redirect.servers.complete {
         for field in &redirect.except_servers.items {
-            let excepted = Networks::merged(field.value.as_slice().iter().copied());
+            let excepted = field.value.merged();
             if excepted.v4.overlap(&all.v4).is_none() && excepted.v6.overlap(&all.v6).is_none() {
                 let diagnostic = reader
                     .diagnostic(
@@ -535,7 +527,7 @@ fn known<'r>(redirect: &'r RawRedirect, raw: &Raw, reader: &mut Reader<'_>) -> K
         appliance: appliance_of(redirect, raw, reader),
         servers,
         ports: Ports::merged(values::<PortRange>(&redirect.ports)),
-        except_clients: networks_of(&redirect.except_clients),
+        except_clients: clients,
     }
 }
 
@@ -625,7 +617,7 @@ fn place_of(
 ) -> Option<(Span, String)> {
     many.items.iter().find_map(|field| match &field.value {
         RawNetworks::One(network) => wanted(network).then(|| (field.span, field.key.clone())),
-        RawNetworks::File(_, file) => lines(reader.source.text_of(*file))
+        RawNetworks::File(_, file) => list::texts(reader.source.text_of(*file))
             .find(|(_, line)| value::network(line).is_ok_and(|network| wanted(&network)))
             .map(|(start, line)| {
                 let span = Span {

@@ -7,6 +7,7 @@
 mod check;
 mod diagnostic;
 mod keys;
+mod list;
 mod load;
 mod raw;
 mod read;

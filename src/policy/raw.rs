@@ -1,11 +1,10 @@
 //! A policy as read: every value checked by itself, each with its place; nothing yet put together.
 
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use ipnet::IpNet;
 
-use crate::net::{IfName, IfPattern, MacAddr, PortRange};
+use crate::net::{self, Gathered, IfName, IfPattern, MacAddr, PortRange};
 
 use super::source::Span;
 use super::{Name, Options};
@@ -58,14 +57,32 @@ pub enum Networks {
     /// A network.
     One(IpNet),
     /// The networks of a list file, and the file's number in [`Span::file`].
-    File(Rc<Vec<IpNet>>, usize),
+    File(net::Networks, usize),
+}
+
+impl Many<Networks> {
+    /// All of them, merged.
+    pub fn merged(&self) -> net::Networks {
+        // A list file alone is merged already.
+        if let [only] = self.items.as_slice() {
+            return only.value.merged();
+        }
+        let mut gathered = Gathered::default();
+        for field in &self.items {
+            match &field.value {
+                Networks::One(network) => gathered.add(*network),
+                Networks::File(networks, _) => gathered.add_all(networks),
+            }
+        }
+        gathered.merged()
+    }
 }
 
 impl Networks {
-    pub fn as_slice(&self) -> &[IpNet] {
+    pub fn merged(&self) -> net::Networks {
         match self {
-            Self::One(network) => std::slice::from_ref(network),
-            Self::File(networks, _) => networks,
+            Self::One(network) => net::Networks::merged([*network]),
+            Self::File(networks, _) => networks.clone(),
         }
     }
 }

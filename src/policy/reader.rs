@@ -4,16 +4,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::net::{IfPattern, PortRange};
+use crate::net::{self, Gathered, IfPattern, PortRange};
 
 use super::diagnostic::{Code, Diagnostic, quoted};
 use super::keys::{self, Key, Kind, Needed, Section};
+use super::list::{self, Line};
 use super::raw::{Field, Given, Many, Networks};
 use super::source::{Source, Span};
 use super::syntax::{self, Mistake, Repaired};
@@ -41,7 +40,7 @@ pub struct Item<'a, 'i> {
 /// What a list file holds.
 #[derive(Clone)]
 struct ListNetworks {
-    networks: Rc<Vec<IpNet>>,
+    networks: net::Networks,
     /// Its number in [`Span::file`].
     file: usize,
     /// Whether every line was sound.
@@ -776,7 +775,7 @@ impl<'s> Reader<'s> {
                 None
             } else {
                 Some(ListNetworks {
-                    networks: Rc::new(networks),
+                    networks: networks.merged(),
                     file,
                     complete,
                 })
@@ -807,16 +806,23 @@ impl<'s> Reader<'s> {
         self.report(diagnostic);
     }
 
-    fn list_lines(&mut self, text: &str, file: usize, key: &str) -> (Vec<IpNet>, bool) {
+    fn list_lines(&mut self, text: &str, file: usize, key: &str) -> (Gathered, bool) {
         /// Most bad lines of one file that are shown: who has more has the wrong file.
         const SHOWN: usize = 10;
         // About 18 bytes a line in real lists.
-        let mut networks = Vec::with_capacity(text.len() / 16);
+        let mut networks = Gathered::with_capacity(text.len() / 16);
         let mut bad = 0_usize;
         let mut last_shown = None;
-        for (start, line) in lines(text) {
+        for line in list::lines(text) {
+            let (start, line) = match line {
+                Line::Plain(range) => {
+                    networks.add_v4(range);
+                    continue;
+                }
+                Line::Text(start, line) => (start, line),
+            };
             match value::network(line) {
-                Ok(network) => networks.push(network),
+                Ok(network) => networks.add(network),
                 Err(complaint) => {
                     bad += 1;
                     if bad <= SHOWN {
@@ -852,24 +858,6 @@ impl<'s> Reader<'s> {
         }
         (networks, bad == 0)
     }
-}
-
-/// The networks of a list file as text, and the byte at which each begins: comments
-/// and white space taken off, empty lines left out.
-pub fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let mut start = 0;
-    text.split_inclusive('\n').filter_map(move |whole| {
-        let at = start;
-        start += whole.len();
-        let content = match whole.split_once('#') {
-            Some((content, _)) => content,
-            None => whole,
-        };
-        // Windows leaves its mark at the beginning of a file, and before every line's end.
-        let content = content.trim_end();
-        let line = content.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
-        (!line.is_empty()).then_some((at + content.len() - line.len(), line))
-    })
 }
 
 fn is_number(text: &str) -> bool {

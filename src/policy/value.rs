@@ -40,7 +40,7 @@ impl Complaint {
 /// # Errors
 /// Not a network, or an address with a prefix length that cuts it off.
 pub fn network(text: &str) -> Result<IpNet, Complaint> {
-    // The way that a hundred thousand lines of a list go; everything else is for the one that fails.
+    // What is sound goes a short way; everything else is for the one that fails.
     match parse_network(text) {
         None => Err(why_no_network(text)),
         Some(network) if network.network() != network.addr() => Err(Complaint::new(
