@@ -176,9 +176,10 @@ fn saved(command: &str) -> Result<Saved, KernelError> {
 ///
 /// # Errors
 /// If the kernel does not say.
-pub fn may_hold_ours() -> Result<bool, KernelError> {
+pub fn may_hold_ours(socket: &mut Netlink) -> Result<bool, KernelError> {
     for family in Family::ALL {
-        if legacy_tables(family)?.lines().any(|table| table == TABLE) || nft_has_ours(family)? {
+        let has_legacy = legacy_tables(family)?.lines().any(|table| table == TABLE);
+        if has_legacy || nft_has_ours(socket, family)? {
             return Ok(true);
         }
     }
@@ -299,13 +300,11 @@ fn batch(socket: &mut Netlink, kind: u16, payload: &Payload) -> Result<Vec<u8>, 
 }
 
 /// Whether the table that `iptables-nft` keeps in `nf_tables` has our chain.
-fn nft_has_ours(family: Family) -> Result<bool, KernelError> {
+fn nft_has_ours(socket: &mut Netlink, family: Family) -> Result<bool, KernelError> {
     let chain = Payload::new(&[number(family), 0, 0, 0])
         .with(abi::chain::TABLE, &c_string(TABLE))
         .with(abi::chain::NAME, &c_string(PREROUTING_CHAIN));
-    let asked = Netlink::open(Protocol::Netfilter)
-        .and_then(|mut socket| socket.ask(abi::message::GET_CHAIN, 0, &chain, |_| Ok(Some(()))));
-    match asked {
+    match socket.ask(abi::message::GET_CHAIN, 0, &chain, |_| Ok(Some(()))) {
         Ok(chains) => Ok(!chains.is_empty()),
         // No such chain; no such table; no `nf_tables`.
         Err(error)

@@ -70,14 +70,18 @@ impl Router {
 
 /// iptables is asked only where it matters, for each question starts a program: some policy
 /// wants it, there is nothing else, or there may be chains of ours.
-fn read_iptables(wish: &Wish<'_>, nftables: &Availability) -> Result<Iptables, KernelError> {
+fn read_iptables(
+    wish: &Wish<'_>,
+    nftables: &Availability,
+    packets: Option<&mut Nftables>,
+) -> Result<Iptables, KernelError> {
     let is_wanted =
         (wish.policies.iter()).any(|policy| policy.options.backend == BackendChoice::Iptables);
     let matters = is_wanted
-        || match nftables {
-            Availability::Missing(_) => true,
-            Availability::Available => iptables::may_hold_ours()?,
-            Availability::Unknown(_) => false,
+        || match (nftables, packets) {
+            (Availability::Available, Some(packets)) => iptables::may_hold_ours(packets.socket())?,
+            (Availability::Unknown(_), _) => false,
+            (Availability::Missing(_), _) | (_, None) => true,
         };
     if matters {
         iptables::observe()
@@ -104,7 +108,7 @@ impl Kernel for Router {
             rules: self.routing.rules()?,
             routes: self.routing.routes(&links, &tables)?,
             nftables,
-            iptables: read_iptables(wish, &nftables_availability)?,
+            iptables: read_iptables(wish, &nftables_availability, self.packets())?,
             nftables_availability,
             sysctls,
             table_names: names::observe()?,
