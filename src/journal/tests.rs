@@ -488,6 +488,35 @@ fn a_transaction_is_open_until_it_ends() {
 }
 
 #[test]
+fn what_comes_up_meanwhile_is_written_down_before_it_is_done() {
+    let scratch = Scratch::new("journal-extend");
+    let location = location(&scratch);
+    let mut run = acquire(&location);
+    let whole = first_apply();
+    let (made, more) = whole.changes.split_at(whole.changes.len() / 2);
+    let [made, more] = [made, more].map(|changes| Plan {
+        changes: changes.to_vec(),
+    });
+    assert!(matches!(
+        run.extend(&made, &more),
+        Err(JournalError::NothingOpen)
+    ));
+    let policy = source("version = 1\n");
+    run.begin(Kind::Apply, Some(&policy), &Draining::default(), &made)
+        .unwrap();
+    run.extend(&made, &more).unwrap();
+    let seen = Journal::read(&location).unwrap();
+    assert_eq!(seen.open_plan().unwrap(), whole);
+    let open = seen.open().unwrap();
+    assert_eq!(open.entry.changes.len(), whole.changes.len());
+    assert_eq!(open.after.ledger, Ledger::default().after(&whole));
+    run.done().unwrap();
+    let seen = Journal::read(&location).unwrap();
+    assert_eq!(seen.in_force().ledger, Ledger::default().after(&whole));
+    assert_eq!(seen.history().len(), 1);
+}
+
+#[test]
 fn a_run_that_died_is_found_interrupted() {
     let scratch = Scratch::new("journal-died");
     let location = location(&scratch);

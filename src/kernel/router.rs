@@ -128,13 +128,17 @@ impl Kernel for Router {
 
     fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
         for change in &plan.changes {
-            // To try a long set costs as much as to make it, and tells nothing more; and should
+            // What the kernel drops before it has taken it, it waits a grace period for (5 to 10
+            // milliseconds; `nf_tables_abort`): only what may be lacking is worth that. To try a
+            // long set costs as much as to make it, and tells nothing more; and should
             // the kernel refuse the one step that makes it, that changes nothing either.
             let is_short = |table: &Table| !table.sets.iter().any(Set::is_long);
-            if let (Change::Nftables { from, to }, Ok(packets)) = (change, &mut self.packets)
-                && from.iter().chain(to).all(is_short)
+            if let (Change::Nftables { from, to: Some(to) }, Ok(packets)) =
+                (change, &mut self.packets)
+                && !(from.as_ref()).is_some_and(|from| from.is_same_but_for_elements(to))
+                && from.iter().chain([to]).all(is_short)
             {
-                packets.validate(from.as_ref(), to.as_ref())?;
+                packets.validate(from.as_ref(), Some(to))?;
             }
         }
         iptables::rehearse(plan)

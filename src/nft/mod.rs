@@ -44,6 +44,23 @@ pub struct Table {
     pub others: Vec<String>,
 }
 
+impl Table {
+    /// Whether both have the same rules and the same sets, though perhaps with other elements: a
+    /// kernel that holds the one lacks nothing for the other.
+    #[must_use]
+    pub fn is_same_but_for_elements(&self, other: &Self) -> bool {
+        let kind = |set: &Set| std::mem::discriminant(&set.elements);
+        let kinds = |table: &Self| -> Vec<_> {
+            let sets = table.sets.iter();
+            sets.map(|set| (set.name.clone(), kind(set))).collect()
+        };
+        self.flags == other.flags
+            && self.chains == other.chains
+            && self.others == other.others
+            && kinds(self) == kinds(other)
+    }
+}
+
 /// A named set, or, with [`Elements`] that hold verdicts, a map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Set {
@@ -239,4 +256,47 @@ pub enum Verdict {
     Jump(String),
     /// Into this chain, and not back.
     Goto(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules;
+    use crate::test_support::policy;
+
+    #[test]
+    fn other_networks_and_ports_need_nothing_that_the_kernel_has_not_shown() {
+        let table = |server: &str, port: u16, option: &str| {
+            let text = format!(
+                "version = 1\n[appliance.scb]\naddress = [\"10.30.0.2\", \"fd00:30::2\"]\n\
+                 interface = \"sps0\"\n[[redirect]]\nname = \"rdp\"\nclient_interface = \"eth0\"\n\
+                 server_network = [{server}]\nport = {port}\n{option}\n"
+            );
+            rules::nftables::table(&policy(&text)).unwrap()
+        };
+        let one = table("\"10.20.0.0/24\", \"10.21.0.0/24\"", 3389, "");
+        for (other, is_same) in [
+            (
+                table("\"10.20.0.0/24\", \"10.22.0.0/16\", \"10.9.9.9\"", 3389, ""),
+                true,
+            ),
+            (
+                table("\"10.20.0.0/24\", \"10.21.0.0/24\"", 3389, "snat = true"),
+                false,
+            ),
+            (table("\"10.20.0.0/24\", \"fd00:20::/64\"", 3389, ""), false),
+        ] {
+            assert_ne!(one, other);
+            assert_eq!(one.is_same_but_for_elements(&other), is_same);
+            assert_eq!(other.is_same_but_for_elements(&one), is_same);
+        }
+        let mut of_others = one.clone();
+        of_others.others.push("counter".to_owned());
+        assert!(!of_others.is_same_but_for_elements(&one));
+        let mut of_another_kind = one.clone();
+        for set in &mut of_another_kind.sets {
+            set.elements = Elements::Foreign("theirs".to_owned());
+        }
+        assert!(!of_another_kind.is_same_but_for_elements(&one));
+    }
 }
