@@ -17,7 +17,7 @@
 //!
 //! 1. before its first change, for the content of all that describes it: its plan, the policy where
 //!    that is new, the journal. They are written together, so one commit of the file system's own
-//!    journal takes them all;
+//!    journal takes them all, and the syncs after the first find little left to do;
 //! 2. then for their names, by one sync of the directory. So a plan that is missing after a loss of
 //!    power was never begun;
 //! 3. after its last change, for the content of the journal with the outcome;
