@@ -25,8 +25,9 @@ use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
 use redirect::iptables::{Ruleset, Variant};
+use redirect::kernel::iptables::Xtables;
 use redirect::kernel::nftables::Nftables;
-use redirect::kernel::{iptables, process};
+use redirect::kernel::process;
 use redirect::net::{Family, IfName, MacAddr};
 use redirect::observation::Iptables;
 use redirect::plan::Change;
@@ -705,7 +706,7 @@ fn perform(change: &Change) {
             nftables.read().unwrap();
             nftables.commit(from.as_ref(), to.as_ref()).unwrap();
         }
-        change => iptables::perform(change).unwrap(),
+        change => Xtables::default().perform(change).unwrap(),
     }
 }
 
@@ -758,7 +759,10 @@ fn check(router: &Router, random: &mut Random, covered: &mut BTreeSet<String>) {
         }
         removal.iter().for_each(perform);
     }
-    assert_eq!(iptables::observe().unwrap().sets, Iptables::default().sets);
+    assert_eq!(
+        Xtables::default().observe().unwrap().sets,
+        Iptables::default().sets
+    );
 }
 
 #[test]

@@ -112,6 +112,48 @@ impl Ruleset {
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hooks.is_empty()
     }
+
+    /// The same, but of rules that follow each other and test one network each, only the first.
+    #[must_use]
+    pub fn abridged(&self) -> Self {
+        let without_networks = |rule: &Rule| {
+            let tests = rule.matches.iter();
+            let tests = tests.filter(|found| !matches!(found, Match::Address { .. }));
+            (tests.cloned().collect::<Vec<_>>(), rule.target.clone())
+        };
+        let mut abridged = self.clone();
+        for rules in abridged.chains.values_mut() {
+            rules.dedup_by(|a, b| {
+                a.matches.len() == b.matches.len() && without_networks(a) == without_networks(b)
+            });
+        }
+        abridged
+    }
+
+    /// What of iptables it takes: options, extensions, and those of their values that not every
+    /// version may know.
+    #[must_use]
+    pub fn features(&self) -> BTreeSet<String> {
+        let mut features = BTreeSet::new();
+        let hooks = self.hooks.iter().map(|hook| &hook.rule);
+        for rule in self.abridged().chains.values().flatten().chain(hooks) {
+            let words = rule.words();
+            for (at, word) in words
+                .iter()
+                .enumerate()
+                .filter(|(_, word)| word.starts_with('-'))
+            {
+                let is_chain = word == "-j" && rule.target.chain().is_some();
+                let value = match word.as_str() {
+                    "-m" | "-j" | "-p" | "--ctstate" if !is_chain => words.get(at + 1),
+                    _ => None,
+                };
+                let value = value.map(String::as_str).unwrap_or_default();
+                features.insert(format!("{word} {value}"));
+            }
+        }
+        features
+    }
 }
 
 /// What `iptables-nft` makes before the first rule of a family, and never removes: the table
@@ -273,7 +315,8 @@ impl State {
     ];
 }
 
-/// One test of a rule. The order of the variants is the order in which they are written.
+/// One test of a rule. The order of the variants is the order in which they are written, and so
+/// asked: what costs least and tells most comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Match {
@@ -302,6 +345,8 @@ pub enum Match {
     },
     /// `-p tcp`.
     Tcp,
+    /// `-m connmark --mark`. Fails where there is no connection (untracked, invalid).
+    ConnectionMark(Mark),
     /// `-m tcp --tcp-flags`.
     Flags(Flags),
     /// `-m tcp --sport` or `--dport` for one port or range, `-m multiport --sports` or `--dports`
@@ -323,8 +368,6 @@ pub enum Match {
     },
     /// `-m conntrack --ctstate`.
     Connection(State),
-    /// `-m connmark --mark`. Fails where there is no connection (untracked, invalid).
-    ConnectionMark(Mark),
     /// `-m mark --mark`.
     PacketMark(Mark),
     /// `-m mac --mac-source`. Fails where the link is not Ethernet.

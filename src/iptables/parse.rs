@@ -560,11 +560,11 @@ COMMIT
         assert_eq!(
             main[1].matches[1..],
             [
+                Match::ConnectionMark(mark(1, u32::MAX)),
                 Match::Ports {
                     side: Side::Destination,
                     ports: vec![(3389, 3389).into()]
                 },
-                Match::ConnectionMark(mark(1, u32::MAX)),
                 Match::Mac("02:00:5e:00:00:01".parse().unwrap()),
             ]
         );

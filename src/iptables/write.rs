@@ -13,6 +13,8 @@ use crate::net::{Family, IfPattern, PortRange};
 
 /// Networks that `hash:net` takes unless told otherwise.
 const DEFAULT_MAXELEM: usize = 65_536;
+/// Buckets that it has unless told otherwise; a set that outgrows them is built anew, again and again.
+const DEFAULT_HASHSIZE: usize = 1_024;
 
 impl Rule {
     /// The rule as the words that follow `-A CHAIN`.
@@ -254,8 +256,13 @@ pub fn set_input(set: &Set, name: &str) -> String {
         Some(kind) => format!("create {name} {kind}"),
         None => format!("create {name} hash:net family {family}"),
     };
-    if set.networks.len() > DEFAULT_MAXELEM && set.foreign_kind.is_none() {
-        let _ = write!(input, " maxelem {}", set.networks.len());
+    if set.foreign_kind.is_none() {
+        if let Some(size) = hash_size(set) {
+            let _ = write!(input, " hashsize {size}");
+        }
+        if let Some(most) = most_elements(set) {
+            let _ = write!(input, " maxelem {most}");
+        }
     }
     input.push('\n');
     for network in &set.networks {
@@ -265,6 +272,20 @@ pub fn set_input(set: &Set, name: &str) -> String {
         let _ = writeln!(input, "add {name} {other}");
     }
     input
+}
+
+/// How many buckets a set has from the beginning, where it would have to grow into more.
+#[must_use]
+pub fn hash_size(set: &Set) -> Option<usize> {
+    let count = set.networks.len();
+    (count > DEFAULT_HASHSIZE).then(|| count.next_power_of_two())
+}
+
+/// How many networks it is to take, where that is more than usual.
+#[must_use]
+pub fn most_elements(set: &Set) -> Option<usize> {
+    let count = set.networks.len();
+    (count > DEFAULT_MAXELEM).then_some(count)
 }
 
 /// A network as `ipset` prints it: hosts without their prefix length.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::KernelError;
 use super::conntrack::Conntrack;
 use super::route::NeighbourState;
 use super::router::Router;
-use super::{KernelError, iptables};
 use crate::net::Family;
 use crate::observation::Observed;
 use crate::policy::Policy;
@@ -129,10 +129,8 @@ fn counters(
             }
         }
     }
-    for program in &observed.iptables.programs {
-        for counter in iptables::counters(program)? {
-            add(&counter.comment, counter.packets, counter.bytes);
-        }
+    for counter in router.xtables().counters() {
+        add(&counter.comment, counter.packets, counter.bytes);
     }
     Ok(counted)
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::iptables::Xtables;
 use super::nftables::Nftables;
 use super::route::Routing;
 use super::{FailureKind, Kernel, KernelError, Wish, files, iptables, names, sysctl};
@@ -22,6 +23,7 @@ pub struct Router {
     routing: Routing,
     /// Or why the kernel has none.
     packets: Result<Nftables, String>,
+    xtables: Xtables,
 }
 
 impl Router {
@@ -38,6 +40,7 @@ impl Router {
         Ok(Self {
             routing: Routing::open()?,
             packets,
+            xtables: Xtables::default(),
         })
     }
 
@@ -49,6 +52,11 @@ impl Router {
     /// The way to the kernel's packet rules, if it has any.
     pub fn packets(&mut self) -> Option<&mut Nftables> {
         self.packets.as_mut().ok()
+    }
+
+    /// The way to iptables.
+    pub fn xtables(&mut self) -> &mut Xtables {
+        &mut self.xtables
     }
 
     /// Our nftables table. Who may not see it is told so, and sees everything else.
@@ -70,24 +78,19 @@ impl Router {
 
 /// iptables is asked only where it matters, for each question starts a program: some policy
 /// wants it, there is nothing else, or there may be chains of ours.
-fn read_iptables(
+fn iptables_matters(
     wish: &Wish<'_>,
     nftables: &Availability,
     packets: Option<&mut Nftables>,
-) -> Result<Iptables, KernelError> {
+) -> Result<bool, KernelError> {
     let is_wanted =
         (wish.policies.iter()).any(|policy| policy.options.backend == BackendChoice::Iptables);
-    let matters = is_wanted
+    Ok(is_wanted
         || match (nftables, packets) {
             (Availability::Available, Some(packets)) => iptables::may_hold_ours(packets.socket())?,
             (Availability::Unknown(_), _) => false,
             (Availability::Missing(_), _) | (_, None) => true,
-        };
-    if matters {
-        iptables::observe()
-    } else {
-        Ok(Iptables::default())
-    }
+        })
 }
 
 impl Kernel for Router {
@@ -103,12 +106,17 @@ impl Kernel for Router {
             .map(|appliance| appliance.table)
             .collect();
         let (nftables, nftables_availability) = self.read_packets()?;
+        let iptables = if iptables_matters(wish, &nftables_availability, self.packets())? {
+            self.xtables.observe()?
+        } else {
+            Iptables::default()
+        };
         Ok(Observed {
             addresses: self.routing.addresses()?,
             rules: self.routing.rules()?,
             routes: self.routing.routes(&links, &tables)?,
             nftables,
-            iptables: read_iptables(wish, &nftables_availability, self.packets())?,
+            iptables,
             nftables_availability,
             sysctls,
             table_names: names::observe()?,
@@ -141,7 +149,7 @@ impl Kernel for Router {
                 packets.validate(from.as_ref(), Some(to))?;
             }
         }
-        iptables::rehearse(plan)
+        self.xtables.rehearse(plan)
     }
 
     fn perform(&mut self, change: &Change) -> Result<(), KernelError> {
@@ -160,7 +168,7 @@ impl Kernel for Router {
                 }),
             },
             Change::Ipset { .. } | Change::Frame { .. } | Change::Iptables { .. } => {
-                iptables::perform(change)
+                self.xtables.perform(change)
             }
         }
     }

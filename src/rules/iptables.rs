@@ -6,7 +6,7 @@
 //!                                                 └─ marked ───┴─ connection mark ── to-scb
 //!                   else, in-eth0 ── servers, ports ── on-rdp ── to-scb
 //!                   else ── new
-//! FORWARD ── scb-redirect-seal ── packet or connection marked ── seal-scb
+//! FORWARD, not out to the appliance ── scb-redirect-seal ── packet or connection marked ── seal-scb
 //! INPUT ── scb-redirect-input ── packet or connection marked ── router
 //! ```
 //!
@@ -112,6 +112,7 @@ pub fn render(policy: &Policy, with_sets: bool) -> Result<Rendered, Unsayable> {
             takers: BTreeMap::new(),
             closer: BTreeMap::new(),
             new: BTreeMap::new(),
+            lookouts: BTreeMap::new(),
             sets: BTreeMap::new(),
             warnings: BTreeMap::new(),
         };
@@ -129,6 +130,7 @@ pub fn render(policy: &Policy, with_sets: bool) -> Result<Rendered, Unsayable> {
 }
 
 /// How the servers of a redirect are tested.
+#[derive(Clone)]
 enum Servers {
     /// A test for each; `None` where every address is meant, which needs none.
     Each(Vec<Option<IpNet>>),
@@ -139,6 +141,7 @@ enum Servers {
 }
 
 /// How the excepted clients of a redirect are tested.
+#[derive(Clone)]
 enum Exceptions {
     None,
     /// Every client is: the redirect takes nobody.
@@ -157,6 +160,7 @@ struct Taking<'p> {
 }
 
 /// How a redirect's servers and excepted clients are told.
+#[derive(Clone)]
 struct Lookout {
     servers: Servers,
     exceptions: Exceptions,
@@ -208,9 +212,11 @@ struct Renderer<'p> {
     takers: BTreeMap<usize, String>,
     /// The chain that looks closer, by redirect and where it leads.
     closer: BTreeMap<(usize, String), String>,
-    /// The chain that looks at what no client sent and no connection is known of, by the
+    /// The rule that looks at what no client sent and no connection is known of, by the
     /// appliances it may be from; none where there is nothing to look for.
-    new: BTreeMap<Vec<usize>, Option<String>>,
+    new: BTreeMap<Vec<usize>, Option<Rule>>,
+    /// By redirect, for to name a set of many networks takes its time.
+    lookouts: BTreeMap<usize, Lookout>,
     sets: BTreeMap<String, Set>,
     /// By redirect, so that each is said once.
     warnings: BTreeMap<usize, Warning>,
@@ -227,17 +233,17 @@ impl<'p> Renderer<'p> {
         }
         let mut hooks = Vec::new();
         if self.model.is_sealed() {
-            self.seal();
-            hooks.push(hook("FORWARD", FORWARD_CHAIN));
+            let unsealed = self.seal();
+            hooks.push(hook("FORWARD", unsealed, FORWARD_CHAIN));
         }
         self.input_hook();
-        hooks.push(hook("INPUT", INPUT_CHAIN));
+        hooks.push(hook("INPUT", Vec::new(), INPUT_CHAIN));
         let mut marked = self.settled(&[]);
         let new = self.new_or_invalid("", &[], |_| false);
-        marked.extend(new.map(new_or_invalid));
+        marked.extend(new);
         self.chains.insert(MARKED_CHAIN.to_owned(), marked);
         self.prerouting();
-        hooks.push(hook("PREROUTING", PREROUTING_CHAIN));
+        hooks.push(hook("PREROUTING", Vec::new(), PREROUTING_CHAIN));
         hooks
     }
 
@@ -374,7 +380,11 @@ impl<'p> Renderer<'p> {
                 Match::Flags(Flags::NoPureSyn),
                 Match::Connection(State::New),
             ];
-            let on = new.clone().map_or(Target::Return, Target::Goto);
+            // Where one rule says all of it, that asks for no such packet.
+            let on = match &new {
+                Some(rule) if *rule == new_or_invalid(rule.target.clone()) => rule.target.clone(),
+                _ => Target::Return,
+            };
             rules.push(Rule::new(in_mid_stream, on));
         }
         if takers.iter().any(|taking| taking.lookout.is_closer()) {
@@ -390,7 +400,7 @@ impl<'p> Renderer<'p> {
                 rules.push(Rule::new(done, Target::Return));
             }
         }
-        rules.extend(new.map(new_or_invalid));
+        rules.extend(new);
         self.chains.insert(chain, rules);
     }
 
@@ -505,13 +515,13 @@ impl<'p> Renderer<'p> {
     }
 
     /// Rules 3, where `picks_up` says so, 3a and 4a, for what is from the appliances `from`: the
-    /// chain that holds them, if there are any. `what` is part of its name.
+    /// rule that leads to the chain that holds them, if there are any. `what` is part of its name.
     fn new_or_invalid(
         &mut self,
         what: &str,
         from: &[usize],
         picks_up: impl Fn(&Redirect) -> bool,
-    ) -> Option<String> {
+    ) -> Option<Rule> {
         let others = self.others(from);
         let picked_up: Vec<_> = others
             .iter()
@@ -527,15 +537,20 @@ impl<'p> Renderer<'p> {
         rules.extend(self.picked_up(&picked_up));
         rules.extend(self.opened(&others));
         rules.extend(self.invalid(&others));
-        let chain = (!rules.is_empty()).then(|| {
-            let chain = self.reserve("new", what);
-            self.chains.insert(chain.clone(), rules);
-            chain
-        });
+        let rule = match rules.as_slice() {
+            [] => None,
+            // It looks at flags before it asks for the state, which costs bystanders less.
+            [only] if picked_up.is_empty() => Some(only.clone()),
+            _ => {
+                let chain = self.reserve("new", what);
+                self.chains.insert(chain.clone(), rules);
+                Some(new_or_invalid(Target::Goto(chain)))
+            }
+        };
         if picked_up.is_empty() {
-            self.new.insert(from.to_vec(), chain.clone());
+            self.new.insert(from.to_vec(), rule.clone());
         }
-        chain
+        rule
     }
 
     /// Rule 3.
@@ -671,7 +686,7 @@ impl<'p> Renderer<'p> {
         redirect: &'p Redirect,
         appliance: &'p Appliance,
     ) -> Vec<Rule> {
-        let servers = self.servers(index, redirect);
+        let servers = self.lookout(index, redirect).servers;
         let tracked = Match::Connection(State::Tracked);
         let comment = Match::Comment(Leg::Appliance.comment(redirect));
         let set = Target::SetConnectionMark(appliance.mark);
@@ -719,36 +734,54 @@ impl<'p> Renderer<'p> {
         self.chains.insert(INPUT_CHAIN.to_owned(), rules);
     }
 
-    /// Rule 5.
-    fn seal(&mut self) {
+    /// Rule 5. Returns the tests that what it concerns passes: what leaves towards the appliance,
+    /// if there is but one, need not be looked at.
+    fn seal(&mut self) -> Vec<Match> {
+        let appliances: Vec<_> = self.model.appliances().collect();
+        let elsewhere = |appliance: &Appliance| {
+            vec![Match::Output {
+                negated: true,
+                interface: IfPattern::Exact(appliance.interface.clone()),
+            }]
+        };
+        let all = match appliances.as_slice() {
+            [(_, only)] => elsewhere(only),
+            _ => Vec::new(),
+        };
         let mut rules = Vec::new();
-        for (_, appliance) in self.model.appliances() {
-            let interface = IfPattern::Exact(appliance.interface.clone());
-            let output = Match::Output {
-                negated: false,
-                interface: interface.clone(),
-            };
-            let mut own = vec![Rule::new(vec![output], Target::Return)];
+        for (_, appliance) in appliances {
+            let from = input(&IfPattern::Exact(appliance.interface.clone()));
+            let mut own = Vec::new();
             if appliance.macs.is_empty() {
-                own.push(Rule::new(vec![input(&interface)], Target::Return));
+                own.push(Rule::new(vec![from.clone()], Target::Return));
             }
             own.extend(
-                appliance.macs.iter().map(|mac| {
-                    Rule::new(vec![input(&interface), Match::Mac(*mac)], Target::Return)
-                }),
+                appliance
+                    .macs
+                    .iter()
+                    .map(|mac| Rule::new(vec![from.clone(), Match::Mac(*mac)], Target::Return)),
             );
             let comment = Match::Comment(seal_comment(appliance));
             own.push(Rule::new(vec![comment], Target::Drop));
             let chain = self.reserve("seal", appliance.name.as_str());
             self.chains.insert(chain.clone(), own);
+            // Of several, the packet may bear the mark of one and its connection that of another.
+            let (tests, target) = if all.is_empty() {
+                (elsewhere(appliance), Target::Jump(chain))
+            } else {
+                (Vec::new(), Target::Goto(chain))
+            };
             for marked in [
                 Match::ConnectionMark(appliance.mark),
                 Match::PacketMark(appliance.mark),
             ] {
-                rules.push(Rule::new(vec![marked], Target::Jump(chain.clone())));
+                let mut tests = tests.clone();
+                tests.push(marked);
+                rules.push(Rule::new(tests, target.clone()));
             }
         }
         self.chains.insert(FORWARD_CHAIN.to_owned(), rules);
+        all
     }
 
     /// The redirects that have servers of this family.
@@ -760,10 +793,15 @@ impl<'p> Renderer<'p> {
     }
 
     fn lookout(&mut self, index: usize, redirect: &Redirect) -> Lookout {
-        Lookout {
+        if let Some(known) = self.lookouts.get(&index) {
+            return known.clone();
+        }
+        let lookout = Lookout {
             servers: self.servers(index, redirect),
             exceptions: self.exceptions(redirect),
-        }
+        };
+        self.lookouts.insert(index, lookout.clone());
+        lookout
     }
 
     fn prefixes(&self, networks: &Networks) -> Vec<IpNet> {
@@ -844,16 +882,16 @@ impl<'p> Renderer<'p> {
     }
 }
 
-fn new_or_invalid(chain: String) -> Rule {
+fn new_or_invalid(target: Target) -> Rule {
     let unknown = vec![Match::Connection(State::NewOrInvalid)];
-    Rule::new(unknown, Target::Goto(chain))
+    Rule::new(unknown, target)
 }
 
-fn hook(chain: &str, to: &str) -> Hook {
+fn hook(chain: &str, tests: Vec<Match>, to: &str) -> Hook {
     Hook {
         chain: chain.to_owned(),
         before: 0,
-        rule: Rule::new(Vec::new(), Target::Jump(to.to_owned())),
+        rule: Rule::new(tests, Target::Jump(to.to_owned())),
     }
 }
 

@@ -53,17 +53,17 @@ iptables -t mangle -A scb-redirect -g scb-redirect-marked
 iptables -t mangle -A scb-redirect-alone -j CONNMARK --set-xmark 0xffffffff/0xffffffff
 # what comes in on eth0
 iptables -t mangle -A scb-redirect-in-eth0 -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
-iptables -t mangle -A scb-redirect-in-eth0 -p tcp -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -m connmark --mark 0xffffffff/0xffffffff -j RETURN
+iptables -t mangle -A scb-redirect-in-eth0 -p tcp -m connmark --mark 0xffffffff/0xffffffff -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
 iptables -t mangle -A scb-redirect-in-eth0 -d 10.20.0.0/24 -p tcp -m tcp --dport 3389 -g scb-redirect-on-rdp
 iptables -t mangle -A scb-redirect-in-eth0 -m conntrack --ctstate INVALID,NEW -g scb-redirect-new
 # what comes in on eth1
 iptables -t mangle -A scb-redirect-in-eth1 -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
-iptables -t mangle -A scb-redirect-in-eth1 -p tcp -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -m connmark --mark 0xffffffff/0xffffffff -j RETURN
+iptables -t mangle -A scb-redirect-in-eth1 -p tcp -m connmark --mark 0xffffffff/0xffffffff -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
 iptables -t mangle -A scb-redirect-in-eth1 -m conntrack --ctstate INVALID,NEW -g scb-redirect-new-eth1
 # what comes in on sps0
 iptables -t mangle -A scb-redirect-in-sps0 -j MARK --set-xmark 0x0/0xffffffff
 iptables -t mangle -A scb-redirect-in-sps0 -m connmark --mark 0x1/0xffffffff -j RETURN
-iptables -t mangle -A scb-redirect-in-sps0 -p tcp -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -m connmark --mark 0xffffffff/0xffffffff -j RETURN
+iptables -t mangle -A scb-redirect-in-sps0 -p tcp -m connmark --mark 0xffffffff/0xffffffff -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
 iptables -t mangle -A scb-redirect-in-sps0 -d 10.20.0.0/24 -p tcp -m tcp --dport 3389 -m conntrack --ctstate NEW,RELATED,ESTABLISHED -m comment --comment 'rdp: from the appliance' -j CONNMARK --set-xmark 0x1/0xffffffff
 iptables -t mangle -A scb-redirect-in-sps0 -m connmark --mark 0x1/0xffffffff -j RETURN
 # what is delivered to the router itself goes to no appliance
@@ -75,7 +75,7 @@ iptables -t mangle -A scb-redirect-invalid -s 10.20.0.0/24 -p tcp -m tcp --sport
 iptables -t mangle -A scb-redirect-invalid-2 -s 10.20.0.0/24 -p tcp -m tcp --sport 3389 -j scb-redirect-to-scb
 # what comes in elsewhere: it goes on as its connection does
 iptables -t mangle -A scb-redirect-marked -m connmark --mark 0x1/0xffffffff -g scb-redirect-to-scb
-iptables -t mangle -A scb-redirect-marked -p tcp -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -m connmark --mark 0xffffffff/0xffffffff -j RETURN
+iptables -t mangle -A scb-redirect-marked -p tcp -m connmark --mark 0xffffffff/0xffffffff -m tcp '!' --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
 iptables -t mangle -A scb-redirect-marked -m conntrack --ctstate INVALID,NEW -g scb-redirect-new
 # what no client sent and no connection is known of
 iptables -t mangle -A scb-redirect-new -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -g scb-redirect-opened

@@ -4,8 +4,9 @@ use std::fmt::{self, Write as _};
 use std::net::Ipv4Addr;
 
 use redirect::iptables::{Ruleset, Variant};
+use redirect::kernel::iptables::Xtables;
 use redirect::kernel::nftables::Nftables;
-use redirect::kernel::{iptables, process};
+use redirect::kernel::process;
 use redirect::plan::Change;
 use redirect::policy::{self, Policy, Source};
 use redirect::rules;
@@ -141,14 +142,15 @@ impl Rules {
             } => {
                 let policy = policy(networks, 1, Ports::Own)?;
                 let rendered = rules::iptables::render(&policy, sets)?;
+                let mut xtables = Xtables::default();
                 for set in rendered.sets {
-                    iptables::perform(&Change::Ipset {
+                    xtables.perform(&Change::Ipset {
                         from: None,
                         to: Some(set),
                     })?;
                 }
                 for (family, to) in rendered.rulesets {
-                    iptables::perform(&Change::Iptables {
+                    xtables.perform(&Change::Iptables {
                         variant,
                         command: variant.command().to_owned(),
                         family,
