@@ -23,15 +23,35 @@ pub struct Saved {
     pub others: bool,
     /// Those chains of `mangle` that hold something of others, or are others'.
     pub busy: BTreeSet<String>,
-    /// How often each rule of ours with a comment matched, in order.
+    /// How often each rule of ours that is [`Counted`] matched, in order.
     pub counters: Vec<Counter>,
+}
+
+/// By what a rule is known whose matches count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Counted {
+    /// Its comment.
+    Comment(String),
+    /// The mark that it gives to packets, without a comment: that would be one more test of
+    /// every redirected packet.
+    Sent(Mark),
+}
+
+impl Counted {
+    fn of(rule: &Rule) -> Option<Self> {
+        match (rule.comment(), &rule.target) {
+            (Some(comment), _) => Some(Self::Comment(comment.to_owned())),
+            (None, Target::SetPacketMark(mark)) => Some(Self::Sent(*mark)),
+            _ => None,
+        }
+    }
 }
 
 /// How often a rule matched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counter {
-    /// The rule's comment.
-    pub comment: String,
+    /// Which.
+    pub rule: Counted,
     /// How many packets.
     pub packets: u64,
     /// How many bytes.
@@ -149,9 +169,9 @@ impl Table {
         }
         let rule = rule(&words.split_off(2), &self.chains);
         if let Some(rules) = self.ours.chains.get_mut(&chain) {
-            if let (Some((packets, bytes)), Some(comment)) = (count, rule.comment()) {
+            if let (Some((packets, bytes)), Some(known)) = (count, Counted::of(&rule)) {
                 saved.counters.push(Counter {
-                    comment: comment.to_owned(),
+                    rule: known,
                     packets,
                     bytes,
                 });
@@ -527,7 +547,7 @@ COMMIT
         assert_eq!(
             saved.counters.last(),
             Some(&Counter {
-                comment: "rdp: from clients".to_owned(),
+                rule: Counted::Comment("rdp: from clients".to_owned()),
                 packets: 7,
                 bytes: 420
             })

@@ -6,6 +6,7 @@ use super::KernelError;
 use super::conntrack::Conntrack;
 use super::route::NeighbourState;
 use super::router::Router;
+use crate::iptables::parse::Counted;
 use crate::net::Family;
 use crate::observation::Observed;
 use crate::policy::Policy;
@@ -23,7 +24,7 @@ pub fn numbers(
     observed: &Observed,
     router: &mut Router,
 ) -> Result<Numbers, KernelError> {
-    let counted = counters(observed, router)?;
+    let counted = counters(policy, observed, router)?;
     let of = |comment: &str| counted.get(comment).copied().unwrap_or_default();
     let mut numbers = Numbers::default();
     let connections = connections(policy).ok();
@@ -111,6 +112,7 @@ fn state(state: NeighbourState) -> &'static str {
 
 /// What our rules counted, by comment, whichever packet filter holds them.
 fn counters(
+    policy: &Policy,
     observed: &Observed,
     router: &mut Router,
 ) -> Result<BTreeMap<String, Traffic>, KernelError> {
@@ -130,7 +132,15 @@ fn counters(
         }
     }
     for counter in router.xtables().counters() {
-        add(&counter.comment, counter.packets, counter.bytes);
+        let comment = match &counter.rule {
+            Counted::Comment(comment) => Some(comment.clone()),
+            Counted::Sent(mark) => (policy.appliances.iter())
+                .find(|appliance| appliance.mark == *mark)
+                .map(sent_comment),
+        };
+        if let Some(comment) = comment {
+            add(&comment, counter.packets, counter.bytes);
+        }
     }
     Ok(counted)
 }

@@ -20,11 +20,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use super::{Leg, Model, patterns, seal_comment, sent_comment, unknown_comment};
+use super::{Leg, Model, patterns, seal_comment, unknown_comment};
 use crate::iptables::{
     CHAIN_NAME_MAX, FORWARD_CHAIN, Flags, Hook, INPUT_CHAIN, Match, PREFIX, PREROUTING_CHAIN, Rule,
     Ruleset, SET_NAME_MAX, Set, Side, State, Target,
@@ -226,8 +227,8 @@ impl<'p> Renderer<'p> {
     fn build(&mut self) -> Vec<Hook> {
         for (index, appliance) in self.model.appliances() {
             let chain = self.reserve("to", appliance.name.as_str());
-            let comment = Match::Comment(sent_comment(appliance));
-            let mark = Rule::new(vec![comment], Target::SetPacketMark(appliance.mark));
+            // Its counter is known by the mark: a comment would be one more test of each packet.
+            let mark = Rule::new(Vec::new(), Target::SetPacketMark(appliance.mark));
             self.chains.insert(chain.clone(), vec![mark]);
             self.towards.insert(index, chain);
         }
@@ -856,11 +857,14 @@ impl<'p> Renderer<'p> {
     /// A set that is named by what is in it. Other networks make another set, so that rules
     /// and networks change over in one commit, and no rule ever sees half a set.
     fn set(&mut self, redirect: &Redirect, mut networks: Vec<IpNet>) -> String {
-        networks.sort();
+        networks.sort_unstable();
         let mut digest = Sha256::new();
         for network in &networks {
-            digest.update(network.to_string());
-            digest.update("\n");
+            match network.addr() {
+                IpAddr::V4(v4) => digest.update(v4.octets()),
+                IpAddr::V6(v6) => digest.update(v6.octets()),
+            }
+            digest.update([network.prefix_len()]);
         }
         let mut suffix = String::from("-");
         for byte in digest.finalize().iter().take(4) {
@@ -1144,6 +1148,39 @@ mod tests {
         assert_eq!(
             hooks("[options]\non_appliance_down = \"bypass\""),
             ["INPUT", "PREROUTING"]
+        );
+    }
+
+    #[test]
+    fn what_leaves_towards_the_only_appliance_is_not_looked_at_again() {
+        let sealing = |policy: &Policy| {
+            let rendered = render(policy, true).unwrap();
+            let ruleset = &rendered.rulesets[&Family::V4];
+            let hook = ruleset.hooks.iter().find(|hook| hook.chain == "FORWARD");
+            let words = |rule: &Rule| rule.words().join(" ");
+            let inner: Vec<_> = ruleset.chains[FORWARD_CHAIN].iter().map(words).collect();
+            (words(&hook.unwrap().rule), inner)
+        };
+        let mut policy = redirecting(&networks(1), "22", "\"eth0\"", "");
+        let (hook, inner) = sealing(&policy);
+        assert_eq!(hook, "! -o sps0 -j scb-redirect-seal");
+        assert!(inner.iter().all(|rule| !rule.contains("-o")), "{inner:?}");
+        // Of two, a packet may bear one's mark and its connection the other's.
+        let mut other = policy.appliances[0].clone();
+        other.interface = IfName::new("sps1").unwrap();
+        other.mark.value = 2;
+        policy.appliances.push(other);
+        policy.redirects.push(Redirect {
+            appliance: 1,
+            ..policy.redirects[0].clone()
+        });
+        let (hook, inner) = sealing(&policy);
+        assert_eq!(hook, "-j scb-redirect-seal");
+        let to_each = |name: &str| inner.iter().filter(|rule| rule.contains(name)).count();
+        assert_eq!(
+            (to_each("! -o sps0 "), to_each("! -o sps1 ")),
+            (2, 2),
+            "{inner:?}"
         );
     }
 }

@@ -101,7 +101,7 @@ iptables -t mangle -A scb-redirect-pick-rdp -g scb-redirect-to-scb
 iptables -t mangle -A scb-redirect-router -j MARK --set-xmark 0x0/0xffffffff
 iptables -t mangle -A scb-redirect-router -j CONNMARK --set-xmark 0xffffffff/0xffffffff
 # what is sent to appliance scb
-iptables -t mangle -A scb-redirect-to-scb -m comment --comment 'scb: sent to the appliance' -j MARK --set-xmark 0x1/0xffffffff
+iptables -t mangle -A scb-redirect-to-scb -j MARK --set-xmark 0x1/0xffffffff
 # from here on they are in force
 iptables -t mangle -I INPUT 1 -j scb-redirect-input
 iptables -t mangle -I PREROUTING 1 -j scb-redirect

@@ -126,3 +126,56 @@ fn sets_of(ruleset: &Ruleset) -> BTreeSet<String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iptables::Variant;
+    use crate::net::Family;
+    use crate::rules::iptables::render;
+    use crate::test_support::policy;
+
+    fn rules(networks: usize, options: &str, with_sets: bool) -> Ruleset {
+        let networks: Vec<String> = (0..networks).map(|at| format!("10.20.{at}.0/25")).collect();
+        let policy = policy(&format!(
+            "version = 1\n[appliance.scb]\naddress = \"10.30.0.2\"\ninterface = \"sps0\"\n[[redirect]]\nname = \"rdp\"\nclient_interface = \"eth0\"\nserver_network = {networks:?}\nport = 3389\nsnat = true\n{options}"
+        ));
+        let mut rendered = render(&policy, with_sets).unwrap();
+        rendered.rulesets.remove(&Family::V4).unwrap()
+    }
+
+    #[test]
+    fn what_rules_in_force_show_needs_no_rehearsal() {
+        let is_worthwhile = |from: &Ruleset, to: &Ruleset| {
+            is_worthwhile(&Plan {
+                changes: vec![Change::Iptables {
+                    variant: Variant::Legacy,
+                    command: "iptables".to_owned(),
+                    family: Family::V4,
+                    from: from.clone(),
+                    to: to.clone(),
+                }],
+            })
+        };
+        let (none, few, set) = (Ruleset::default(), rules(2, "", true), rules(20, "", true));
+        assert!(is_worthwhile(&none, &few));
+        assert!(
+            is_worthwhile(&few, &set),
+            "nothing looked into a set before"
+        );
+        assert!(!is_worthwhile(&set, &rules(21, "", true)));
+        assert!(!is_worthwhile(&few, &rules(3, "", true)));
+        let keep = rules(2, "[options]\nestablished = \"keep\"", true);
+        assert!(is_worthwhile(&few, &keep), "another state is asked for");
+        assert!(!is_worthwhile(&set, &none), "what goes needs nothing");
+    }
+
+    #[test]
+    fn of_a_rule_a_network_the_first_is_rehearsed() {
+        let (many, few) = (rules(200, "", false), rules(6, "", false));
+        let (many, few) = (many.abridged(), few.abridged());
+        assert!(many.chains.values().all(|rules| rules.len() < 10));
+        assert_eq!(many, few);
+        assert_eq!(rules(2, "", false).abridged().hooks, many.hooks);
+    }
+}
