@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::conntrack::Conntrack;
+use super::iptables::nft_is_bare;
 use super::route::{Neighbour, Question};
 use super::router::Router;
 use super::{KernelError, files, process};
@@ -260,14 +261,14 @@ fn iptables_commands() -> Vec<(System, Family, String)> {
         (Family::V6, "ip6tables", "/proc/net/ip6_tables_names"),
     ] {
         let is_nft = || output(plain, &["-V"]).is_ok_and(|version| version.contains("nf_tables"));
-        // Without a table there are no rules, and the command might make one.
+        // Without a table there are no rules, and the command might make one, and takes its time.
         let has_legacy = files::read(Path::new(tables), 4096)
             .is_ok_and(|names| names.is_some_and(|names| !names.text.trim().is_empty()));
-        for (system, variant) in [
-            (System::IptablesLegacy, "legacy"),
-            (System::IptablesNft, "nft"),
+        for (system, variant, is_bare) in [
+            (System::IptablesLegacy, "legacy", !has_legacy),
+            (System::IptablesNft, "nft", nft_is_bare(family)),
         ] {
-            if system == System::IptablesLegacy && !has_legacy {
+            if is_bare {
                 continue;
             }
             let exact = format!("{plain}-{variant}");

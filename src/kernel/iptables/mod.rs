@@ -25,7 +25,7 @@ use crate::observation::{Iptables, IptablesProgram, IptablesRules};
 use crate::plan::{Change, Plan};
 use programs::Program;
 
-pub use tables::may_hold_ours;
+pub use tables::{may_hold_ours, nft_is_bare};
 
 /// Longest time that a command may take. A commit of 100,000 rules takes the legacy
 /// commands seconds.

@@ -94,7 +94,8 @@ pub(super) fn rules(
 }
 
 /// Whether the kernel's `nf_tables` is known to have none of the tables that iptables has.
-fn nft_is_bare(family: Family) -> bool {
+#[must_use]
+pub fn nft_is_bare(family: Family) -> bool {
     let about = Payload::new(&[number(family), 0, 0, 0]);
     let tables = Netlink::open(Protocol::Netfilter).and_then(|mut socket| {
         socket.dump(abi::message::GET_TABLE, &about, |message| {
