@@ -4,17 +4,21 @@
 //! others of [`walk`]; the routes of the kernel itself, or, where there is no kernel to ask,
 //! of what apply would make.
 
-use std::fmt::Write as _;
+mod text;
+mod travel;
+
 use std::net::IpAddr;
 
 use nix::errno::Errno;
 use serde::Serialize;
 
-use super::foreign::walk::{self, Event, Traveller, What};
-use super::foreign::{Effect, Hook, State, Step};
+pub use text::text;
+use travel::{Through, travel};
+
+use super::foreign::State;
+#[cfg(doc)]
+use super::foreign::walk;
 use super::legs::{self, Asked, Leg, Number, Session};
-use super::packets::{OurRules, traveller, with_ours};
-use super::text::Emphasis;
 use super::{Case, Outcome, routing};
 use crate::kernel::route::Answer;
 use crate::net::{IfName, IfPattern};
@@ -449,130 +453,6 @@ fn failing(
     }
 }
 
-/// How a packet came out of all packet rules.
-#[derive(Default)]
-struct Through {
-    mark: u32,
-    connection_mark: u32,
-    /// What drops it, if anything does.
-    dropped: Option<(Ending, String)>,
-    /// What hides the client from an appliance that must know it.
-    hidden: Option<String>,
-}
-
-fn travel(
-    case: &Case<'_>,
-    asked: &Asked,
-    leg: &Leg,
-    connection: &mut Option<(State, u32)>,
-    followed: &mut TraceLeg,
-) -> Through {
-    let is_first = connection.is_none();
-    // An answer to what was not tracked fits no connection.
-    let state = match *connection {
-        None => State::New,
-        Some((State::Untracked, _)) => State::Other,
-        Some(_) => State::Established,
-    };
-
-    let made = traveller(
-        case.policy,
-        &asked.session,
-        asked.server_interface.as_ref(),
-        leg.number,
-        state,
-    );
-    let Some(mut traveller) = made else {
-        return Through::default();
-    };
-    if let Some((_, mark)) = *connection {
-        traveller.connection_mark = mark;
-    }
-    let rules = with_ours(case);
-    let mut ours = OurRules::new(case.policy);
-    let mut events = Vec::new();
-    let mut pass = |hook, traveller: &mut Traveller, events: &mut Vec<_>| {
-        walk::pass(&rules, hook, traveller, &mut ours, events)
-    };
-    let mut through = Through::default();
-    let mut arrives = pass(Hook::Prerouting, &mut traveller, &mut events);
-    // The route is chosen by the mark that it has here.
-    through.mark = traveller.mark;
-    through.connection_mark = traveller.connection_mark;
-    if arrives {
-        traveller.output = Some(leg.expected.interface.clone());
-        arrives = pass(Hook::Forward, &mut traveller, &mut events);
-    }
-    if !arrives {
-        let by = events
-            .iter()
-            .rev()
-            .find(|event| event.what == What::Dropped);
-        through.dropped = Some(by.map_or_else(
-            || (Ending::Hangs, "it is dropped".to_owned()),
-            |event| (drop_ending(event), event_words(event).unwrap_or_default()),
-        ));
-    } else if is_first {
-        let seen = events.len();
-        pass(Hook::Postrouting, &mut traveller, &mut events);
-        let source_nat = events
-            .iter()
-            .skip(seen)
-            .find(|event| event.what == What::SourceNat);
-        let snat = case
-            .policy
-            .redirects
-            .get(asked.session.redirect)
-            .is_some_and(|redirect| redirect.snat);
-        through.hidden = source_nat
-            .filter(|_| snat && leg.number == Number::ClientToAppliance)
-            .and_then(event_words);
-    }
-    if is_first {
-        *connection = Some((traveller.state, traveller.connection_mark));
-    }
-    followed.others = events.iter().filter_map(event_words).collect();
-    through
-}
-
-/// Whether whoever sent it is told.
-fn drop_ending(event: &Event<'_>) -> Ending {
-    let rejects = event
-        .site
-        .rule
-        .is_some_and(|rule| rule.steps.contains(&Step::Do(Effect::Reject)));
-    if rejects {
-        Ending::Refused
-    } else {
-        Ending::Hangs
-    }
-}
-
-fn event_words(event: &Event<'_>) -> Option<String> {
-    let what = match event.what {
-        What::Marked {
-            which, from, to, ..
-        } => {
-            let which = match which {
-                super::foreign::Which::Packet => "packet",
-                super::foreign::Which::Connection => "connection",
-            };
-            format!("changes the {which} mark from {from:#x} to {to:#x}")
-        }
-        What::Untracked => "takes it from connection tracking".to_owned(),
-        What::Offloaded => "hands it to a flowtable".to_owned(),
-        What::SourceNat => "rewrites its source".to_owned(),
-        What::DestinationNat => "rewrites its destination".to_owned(),
-        What::Dropped => "drops it".to_owned(),
-        What::Doubt => return None,
-    };
-    let chain = event.site.chain.title();
-    Some(match event.site.rule {
-        Some(rule) => format!("{chain}: `{}` {what}", rule.text),
-        None => format!("{chain}: its policy {what}"),
-    })
-}
-
 fn marks(
     case: &Case<'_>,
     redirect: &Redirect,
@@ -624,91 +504,4 @@ pub fn direct(in_force: bool, request: Request, why: Vec<String>, way: String) -
         in_force,
         legs: Vec::new(),
     }
-}
-
-/// The trace as people read it.
-#[must_use]
-pub fn text(trace: &Trace, paint: &dyn Fn(Emphasis, &str) -> String) -> String {
-    let request = &trace.request;
-    let mut text = format!(
-        "{} to {}, in on `{}`: ",
-        endpoint(request.client, request.client_port),
-        endpoint(request.server, request.port),
-        request.input
-    );
-    match &trace.fate {
-        Fate::Redirected {
-            redirect,
-            appliance,
-        } => {
-            let when = if trace.in_force { "" } else { " once applied" };
-            let verdict = format!("redirected{when}");
-            _ = writeln!(
-                text,
-                "{} by `{redirect}` through appliance `{appliance}`",
-                paint(Emphasis::Good, &verdict)
-            );
-        }
-        Fate::Broken {
-            redirect,
-            appliance,
-            leg,
-            failing,
-        } => {
-            _ = writeln!(
-                text,
-                "taken by `{redirect}` for appliance `{appliance}`, but {} at leg {leg}",
-                paint(Emphasis::Error, failing.ending.words()),
-            );
-            _ = writeln!(text, "  {}", failing.because);
-        }
-        Fate::Direct { why, way } => {
-            _ = writeln!(
-                text,
-                "{}, goes {way}",
-                paint(Emphasis::Warning, "not redirected")
-            );
-            for reason in why {
-                _ = writeln!(text, "  {reason}");
-            }
-            if why.is_empty() {
-                text.push_str("  the policy redirects nothing\n");
-            }
-        }
-    }
-    for leg in &trace.legs {
-        let heading = format!("leg {}, {}", leg.leg, leg.title);
-        _ = writeln!(
-            text,
-            "\n{}: {} to {}, in on `{}`",
-            paint(Emphasis::Heading, &heading),
-            leg.from,
-            leg.to,
-            leg.input
-        );
-        _ = writeln!(text, "  marks   {}", leg.marks);
-        for other in &leg.others {
-            _ = writeln!(text, "  others  {other}");
-        }
-        _ = writeln!(text, "  route   {}", leg.route);
-        let verdict = match (&leg.fails, leg.verdict) {
-            (Some(_), _) | (None, Outcome::Astray) => String::new(),
-            (None, Outcome::AsExpected) => format!(": {}", paint(Emphasis::Good, "ok")),
-            (None, Outcome::OnceApplied) => {
-                format!(": {}", paint(Emphasis::Quiet, "once applied"))
-            }
-        };
-        let kernel = leg.kernel.as_deref().unwrap_or("not asked");
-        _ = writeln!(text, "  kernel  {kernel}{verdict}");
-        if let Some(failing) = &leg.fails {
-            _ = writeln!(
-                text,
-                "  {}   the session {}: {}",
-                paint(Emphasis::Error, "FAILS"),
-                failing.ending.words(),
-                failing.because
-            );
-        }
-    }
-    text
 }
