@@ -75,6 +75,70 @@ impl PolicyFile {
         self.then_apply(edit, in_force)
     }
 
+    /// Commands that add values to lists of a redirect.
+    #[must_use]
+    pub fn extend(&self, redirect: &str, more: &[(&str, String)], in_force: bool) -> Vec<String> {
+        let mut lines: Vec<(&str, String)> = Vec::new();
+        for (key, value) in more {
+            let Some(found) = self.line_of(redirect, key) else {
+                return self.by_hand(redirect, more);
+            };
+            let at = lines.iter().position(|(line, _)| *line == found);
+            let now = at
+                .and_then(|at| lines.get(at))
+                .map_or(found, |(_, now)| now);
+            let Some(longer) = with_value(now, value) else {
+                return self.by_hand(redirect, more);
+            };
+            match at.and_then(|at| lines.get_mut(at)) {
+                Some((_, now)) => *now = longer,
+                None => lines.push((found, longer)),
+            }
+        }
+        let edits = lines.iter().map(|(from, to)| {
+            let script = format!(
+                "s|^{}$|{}|",
+                escaped(from, r"\[]*.^$|"),
+                escaped(to, r"\&|")
+            );
+            format!("sed -i {} {}", crate::shell::word(&script), self.quoted())
+        });
+        let mut commands: Vec<String> = edits.collect();
+        if in_force {
+            commands.push(format!("redirect apply {}", self.quoted()));
+        }
+        commands
+    }
+
+    /// What is left to people.
+    fn by_hand(&self, redirect: &str, more: &[(&str, String)]) -> Vec<String> {
+        let add = |(key, value): &(&str, String)| {
+            let path = self.quoted();
+            format!("# add {value} to `{key}` of redirect `{redirect}` in {path}")
+        };
+        more.iter().map(add).collect()
+    }
+
+    /// The line in which a redirect has `key`, if there is no other like it.
+    fn line_of(&self, redirect: &str, key: &str) -> Option<&str> {
+        let mut section: Vec<&str> = Vec::new();
+        for line in self.text.lines().chain(["["]) {
+            let is_heading = line.starts_with("[[") || line == "[" || is_table(line);
+            if is_heading {
+                let name = section.iter().find_map(|line| value_of(line, "name"));
+                if name.is_some_and(|name| name.trim_matches(['"', '\'']) == redirect) {
+                    break;
+                }
+                section.clear();
+            } else {
+                section.push(line);
+            }
+        }
+        let found = *section.iter().find(|line| value_of(line, key).is_some())?;
+        let is_only = self.text.lines().filter(|line| *line == found).count() == 1;
+        is_only.then_some(found)
+    }
+
     fn then_apply(&self, edit: String, in_force: bool) -> Vec<String> {
         let mut commands = vec![edit];
         if in_force {
@@ -89,6 +153,44 @@ impl PolicyFile {
         }
         crate::shell::word(&self.path)
     }
+}
+
+/// What a line says that `key` is.
+fn value_of<'l>(line: &'l str, key: &str) -> Option<&'l str> {
+    let (found, value) = line.split_once('=')?;
+    (found.trim() == key).then_some(value.trim())
+}
+
+/// `[appliance.scb]`, which begins another section.
+fn is_table(line: &str) -> bool {
+    let line = line.trim();
+    line.starts_with('[') && line.ends_with(']')
+}
+
+/// A line with one more value in its list, where all of the list stands in this line.
+fn with_value(line: &str, more: &str) -> Option<String> {
+    let (key, value) = line.split_once('=')?;
+    let value = value.trim();
+    if value.contains(['#', '{']) || value.is_empty() {
+        return None;
+    }
+    let values = match value.strip_prefix('[') {
+        Some(list) => list.strip_suffix(']')?.trim().trim_end_matches(','),
+        None => value,
+    };
+    Some(format!("{key}= [{values}, {more}]"))
+}
+
+/// With a backslash before each of `special`.
+fn escaped(text: &str, special: &str) -> String {
+    let escape = |letter: char| {
+        special
+            .contains(letter)
+            .then_some('\\')
+            .into_iter()
+            .chain([letter])
+    };
+    text.chars().flat_map(escape).collect()
 }
 
 fn is_options(section: &str) -> bool {
@@ -145,6 +247,33 @@ mod tests {
             ),
             "[options]\n  rule_priority= 49\n"
         );
+    }
+
+    #[test]
+    fn lists_of_a_redirect_get_longer() {
+        let extend = |text: &str| {
+            edited(text, |file| {
+                let more = [
+                    ("server_network", "\"10.0.0.9\"".to_owned()),
+                    ("server_network", "\"10.1.0.0/16\"".to_owned()),
+                    ("port", "13389".to_owned()),
+                ];
+                file.extend("ssh", &more, false)
+            })
+        };
+        let one = "[[redirect]]\nserver_network = '10.0.0.1'\nname=\"ssh\"\nport = [ 22, \"80-90\", ]\n[options]\nport = 1\n";
+        assert_eq!(
+            extend(one),
+            "[[redirect]]\nserver_network = ['10.0.0.1', \"10.0.0.9\", \"10.1.0.0/16\"]\nname=\"ssh\"\nport = [22, \"80-90\", 13389]\n[options]\nport = 1\n"
+        );
+        for left_to_people in [
+            one.replace("[ 22", "[\n 22"),
+            one.replace("ssh", "rdp"),
+            one.replace("'10.0.0.1'", "{ file = \"a\" }"),
+            one.replace("port = 1\n", "port = [ 22, \"80-90\", ]\n"),
+        ] {
+            assert_eq!(extend(&left_to_people), left_to_people);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What is not as it was applied, what others may undo, and which sessions apply would cut.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::packets::are_led_away;
 use super::{Case, Finding, Subject, families};
 use crate::plan::Change;
 use crate::policy::{Established, Redirect};
@@ -114,7 +115,7 @@ fn router_among_servers(case: &Case<'_>, findings: &mut Vec<Finding>) {
                 .then_some(listener.port())
         })
     };
-    for redirect in &case.policy.redirects {
+    for (index, redirect) in case.policy.redirects.iter().enumerate() {
         for found in &case.observed.addresses {
             let own = found.network.addr();
             if !redirect.servers.contains(own) {
@@ -123,6 +124,9 @@ fn router_among_servers(case: &Case<'_>, findings: &mut Vec<Finding>) {
             let Some(port) = listens_on(own, redirect) else {
                 continue;
             };
+            if are_led_away(case, index, SocketAddr::new(own, port)) {
+                continue;
+            }
             findings.push(
                 Finding::warning(
                     "router-among-servers",

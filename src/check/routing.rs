@@ -7,7 +7,7 @@ use super::{
     Case, Explained, Finding, LegReport, Outcome, SessionReport, Subject, families, rules_after,
 };
 use crate::check::foreign;
-use crate::kernel::route::Answer;
+use crate::kernel::route::{Answer, Way};
 use crate::net::{Action, Family, Route, RouteKind, RouteProtocol, RoutingRule, TableId};
 use crate::plan::Change;
 
@@ -17,13 +17,43 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mu
     same_bits(case, findings);
 }
 
-/// A rule that stands before ours and leads a marked packet elsewhere.
-fn rules_before_ours(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Explained) {
+/// The routing rule of others by which the kernel routes a packet of `leg` that bears `mark`, if it
+/// stands before ours.
+fn catcher(case: &Case<'_>, asked: &Asked, leg: &Leg, mark: u32) -> Option<RoutingRule> {
+    let redirect = case.policy.redirects.get(asked.session.redirect)?;
+    let appliance = case.policy.appliance_of(redirect)?;
     let rules = if case.in_force {
         case.observed.rules.clone()
     } else {
         rules_after(case.observed, &case.planned.plan)
     };
+    rules
+        .into_iter()
+        .filter(|rule| rule.family == asked.session.family)
+        .take_while(|rule| {
+            !(rule.protocol == RouteProtocol::OURS
+                && rule.mark == Some(appliance.mark)
+                && rule.action == Action::Lookup(appliance.table))
+        })
+        .filter(|rule| rule.protocol != RouteProtocol::OURS)
+        .find(|rule| catches(rule, leg, mark, &case.surroundings.routes))
+}
+
+/// The same, if it is only for bits of the mark that are not ours.
+pub(super) fn catcher_by_more_bits(
+    case: &Case<'_>,
+    asked: &Asked,
+    leg: &Leg,
+    mark: u32,
+) -> Option<RoutingRule> {
+    if mark == leg.question.mark || catcher(case, asked, leg, leg.question.mark).is_some() {
+        return None;
+    }
+    catcher(case, asked, leg, mark)
+}
+
+/// A rule that stands before ours and leads a marked packet elsewhere.
+fn rules_before_ours(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Explained) {
     for (index, asked) in case.surroundings.asked.iter().enumerate() {
         let Some(appliance) = case
             .policy
@@ -34,18 +64,7 @@ fn rules_before_ours(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &m
             continue;
         };
         for leg in asked.legs.iter().filter(|leg| leg.question.mark != 0) {
-            let before = rules
-                .iter()
-                .filter(|rule| rule.family == asked.session.family)
-                .take_while(|rule| {
-                    !(rule.protocol == RouteProtocol::OURS
-                        && rule.mark == Some(appliance.mark)
-                        && rule.action == Action::Lookup(appliance.table))
-                });
-            let catcher = before
-                .filter(|rule| rule.protocol != RouteProtocol::OURS)
-                .find(|rule| catches(rule, leg, &case.surroundings.routes));
-            let Some(rule) = catcher else {
+            let Some(rule) = catcher(case, asked, leg, leg.question.mark) else {
                 continue;
             };
             explained.insert(index, leg.number, "rule-before-ours");
@@ -56,11 +75,11 @@ fn rules_before_ours(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &m
                     case.file
                         .set_option("rule_priority", &priority.to_string(), case.in_force)
                 }
-                None => vec![format!("ip {flag} rule del {}", rule_words(rule))],
+                None => vec![format!("ip {flag} rule del {}", rule_words(&rule))],
             };
             findings.push(
                 Finding::error("rule-before-ours", Subject::Appliance(appliance.name.to_string()))
-                    .found(format!("the {} routing rule `{}` stands before ours, at priority {}", rule.family, rule_words(rule), appliance.rule_priority))
+                    .found(format!("the {} routing rule `{}` stands before ours, at priority {}", rule.family, rule_words(&rule), appliance.rule_priority))
                     .why(format!("packets from {} to {} that bear our mark follow it and not ours: they miss the appliance", leg.number.title().split(' ').next().unwrap_or_default(), leg.question.to))
                     .owner(owner)
                     .mends(mend),
@@ -146,14 +165,14 @@ pub(super) fn route_words(route: &Route) -> String {
 }
 
 /// A priority for our first rule, so that all of ours stand before `theirs`.
-fn lower_than(theirs: u32, case: &Case<'_>) -> Option<u32> {
+pub(super) fn lower_than(theirs: u32, case: &Case<'_>) -> Option<u32> {
     let count = u32::try_from(case.policy.appliances.len()).ok()?;
     // Priority 0 is that of table `local`, which must stay first.
     theirs.checked_sub(count).filter(|priority| *priority > 0)
 }
 
-/// Whether `rule` decides the way of a marked packet of `leg`.
-fn catches(rule: &RoutingRule, leg: &Leg, routes: &[Route]) -> bool {
+/// Whether `rule` decides the way of a packet of `leg` that bears `mark`.
+fn catches(rule: &RoutingRule, leg: &Leg, mark: u32, routes: &[Route]) -> bool {
     let question = &leg.question;
     let selectors = &rule.selectors;
     let input = question.input.as_ref().map(|name| name.as_str().to_owned());
@@ -163,7 +182,7 @@ fn catches(rule: &RoutingRule, leg: &Leg, routes: &[Route]) -> bool {
     };
     let matches = rule
         .mark
-        .is_none_or(|mark| question.mark & mark.mask == mark.value)
+        .is_none_or(|wanted| mark & wanted.mask == wanted.value)
         && selectors.source.is_none_or(|network| {
             question.from.is_some_and(|from| network.contains(&from))
         })
@@ -191,7 +210,12 @@ fn catches(rule: &RoutingRule, leg: &Leg, routes: &[Route]) -> bool {
                     .suppress_prefix_length
                     .is_none_or(|most| u32::from(length) > most)
                     && route.kind != RouteKind::Other(THROW)
-                    && route.via != leg.expected.via
+                    && !leg.expected.is(&Way {
+                        kind: route.kind,
+                        via: route.via,
+                        interface: route.interface.clone(),
+                        table,
+                    })
             })
         }
     }

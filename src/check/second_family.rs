@@ -9,14 +9,13 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv6Net};
 
+use super::foreign::Hook;
 use super::foreign::walk::{self, Traveller};
-use super::foreign::{Hook, State};
 use super::packets::{OurRules, Refused, refuse, with_ours};
 use super::{Case, Finding, Subject};
 use crate::net::{Family, IfName, Networks};
 use crate::observation::Link;
 use crate::policy::Redirect;
-use crate::rules::Packet;
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>) {
     for redirect in &case.policy.redirects {
@@ -174,21 +173,11 @@ fn reaches(
     if !case.surroundings.forwards(Family::V6, &client.name) {
         return false;
     }
-    let mut traveller = Traveller {
-        input: Some(client.name.clone()),
-        output: None,
-        source: source.into(),
-        destination: destination.into(),
-        protocol: 6,
-        ports: Some((super::legs::CLIENT_PORT, port)),
-        icmp_type: None,
-        flags: Packet::SYN,
-        state: State::New,
-        mac: None,
-        way_back: Some(client.name.clone()),
-        mark: 0,
-        connection_mark: 0,
-    };
+    let mut traveller = Traveller::opening(
+        &client.name,
+        (source, super::legs::CLIENT_PORT).into(),
+        (destination, port).into(),
+    );
     let rules = with_ours(case);
     let mut ours = OurRules::new(case.policy);
     let mut events = Vec::new();

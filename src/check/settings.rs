@@ -208,6 +208,7 @@ fn sends_icmpv6_redirects(case: &Case<'_>, appliance: &Appliance, interface: &If
         output: Some(interface.clone()),
         source: address,
         destination: address,
+        to_router: false,
         protocol: 58,
         ports: None,
         icmp_type: Some(super::foreign::nft::REDIRECT),

@@ -63,6 +63,10 @@ pub struct Unseen {
 /// What open sessions are called where they could not be counted.
 pub const OPEN_SESSIONS: &str = "open sessions";
 
+/// Whether connection tracking takes a packet that is outside of its connection's window for one of
+/// that connection all the same (`Documentation/networking/nf_conntrack-sysctl.rst`).
+pub const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
 /// Whether `policy` names `interface`.
 #[must_use]
 pub fn concerns(policy: &Policy, interface: &IfName) -> bool {

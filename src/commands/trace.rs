@@ -105,25 +105,33 @@ fn online(args: &Trace, seen: &Seen) -> Result<Traced, Failure> {
     follow(&seen.case(), request, &mut lookup, true)
 }
 
+/// Where a session goes that is for the router itself.
+const HERE: &str = "no further than this router";
+/// Where it goes when nobody but the kernel is asked.
+const AS_EVER: &str = "as the router's own routes have it";
+
 fn follow(
     case: &Case<'_>,
     request: Request,
     lookup: &mut dyn FnMut(&Question) -> Result<Answer, String>,
     kernel: bool,
 ) -> Result<Traced, Failure> {
+    let moved = trace::moved(case, &request);
+    let goes_on = moved.as_ref().is_some_and(|moved| moved.to.is_some());
     let own = [
         (
             request.server,
             "is this router itself: what it answers itself crosses no appliance and is not recorded",
-            "no further than this router",
+            HERE,
         ),
         (
             request.client,
             "is this router itself: what it opens itself is not redirected",
-            "as the router's own routes have it",
+            AS_EVER,
         ),
     ];
-    for (address, why, way) in own {
+    // Others may forward what is for the router.
+    for (address, why, way) in own.into_iter().skip(usize::from(goes_on)) {
         if legs::is_own(case.observed, address) {
             let why = vec![format!("{address} {why}")];
             return Ok(trace::direct(case.in_force, request, why, way.to_owned()));
@@ -131,17 +139,26 @@ fn follow(
     }
     let redirect = match trace::taker(case.policy, &request) {
         Ok(redirect) => redirect,
-        Err(why) => {
-            let question = Question::forwarded(request.client, request.server, &request.input);
-            let way = if kernel {
-                legs::words(&lookup(&question))
-            } else {
-                "as the router's own routes have it".to_owned()
+        Err(mut why) => {
+            let to = match &moved {
+                None => Some(request.server),
+                Some(moved) => {
+                    why.push(format!("{}, and our rules look before that", moved.by));
+                    moved.to.map(|to| to.ip())
+                }
+            };
+            let way = match to {
+                None => HERE.to_owned(),
+                Some(to) if kernel => {
+                    let question = Question::forwarded(request.client, to, &request.input);
+                    legs::words(&lookup(&question))
+                }
+                Some(_) => AS_EVER.to_owned(),
             };
             return Ok(trace::direct(case.in_force, request, why, way));
         }
     };
-    let sessions = vec![trace::session(redirect, &request)];
+    let sessions = vec![trace::session(redirect, &request, moved.as_ref())];
     legs::ask(case.policy, sessions, lookup)
         .first()
         .and_then(|asked| trace::follow(case, request, asked, kernel))

@@ -16,7 +16,7 @@ use super::{KernelError, files, process};
 use crate::check::foreign::nft::TableName;
 use crate::check::foreign::{Ruleset, System, iptables, nft};
 use crate::check::legs;
-use crate::check::surroundings::{OPEN_SESSIONS, Surroundings, Unseen, concerns};
+use crate::check::surroundings::{BE_LIBERAL, OPEN_SESSIONS, Surroundings, Unseen, concerns};
 use crate::net::{Action, Family, RouteProtocol, TableId};
 use crate::observation::Observed;
 use crate::policy::Policy;
@@ -118,11 +118,13 @@ fn settings(observed: &Observed) -> BTreeMap<String, i64> {
         .iter()
         .filter_map(|(path, (_, value))| Some((path.clone(), value.trim().parse().ok()?)))
         .collect();
-    let ip_forward = files::read(Path::new("/proc/sys/net/ipv4/ip_forward"), 64);
-    if let Ok(Some(content)) = ip_forward
-        && let Ok(value) = content.text.trim().parse()
-    {
-        settings.insert("net/ipv4/ip_forward".to_owned(), value);
+    for path in ["net/ipv4/ip_forward", BE_LIBERAL] {
+        let content = files::read(&Path::new("/proc/sys").join(path), 64);
+        if let Ok(Some(content)) = content
+            && let Ok(value) = content.text.trim().parse()
+        {
+            settings.insert(path.to_owned(), value);
+        }
     }
     settings
 }
@@ -304,7 +306,7 @@ fn read_nft(without: &[TableName]) -> Result<Ruleset, KernelError> {
     // Without the elements of sets: ours may have 100,000, which nft takes seconds to list.
     let json = output("nft", &["-j", "-t", "list", "ruleset"])?;
     let mut listings = Vec::new();
-    for (family, name) in nft::with_sets(&json, without).map_err(strange)? {
+    for (family, name) in nft::with_sets(&json).map_err(strange)? {
         listings.push(output("nft", &["-j", "list", "table", &family, &name])?);
     }
     // This one has the texts of the rules, found by their handles.

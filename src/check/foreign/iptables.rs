@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    Base, Chain, Effect, Hook, OUR_CHAINS, Rule, Ruleset, State, Step, System, Test, Which,
+    Base, Chain, Effect, Hook, NewAddress, NewDestination, OUR_CHAINS, Rule, Ruleset, State, Step,
+    System, Test, Which,
 };
 use crate::net::{Family, IfPattern, Networks, Ports, Range};
 
@@ -50,7 +51,7 @@ pub fn read(text: &str, system: System, family: Family, command: &str) -> Rulese
                 found.rules.push(Rule {
                     text: format!("-A {rule}"),
                     handle,
-                    steps: steps(rest),
+                    steps: steps(chain, rest),
                 });
             }
         }
@@ -126,8 +127,9 @@ pub fn words(line: &str) -> Vec<String> {
     words
 }
 
-fn steps(words: &[String]) -> Vec<Step> {
+fn steps(chain: &str, words: &[String]) -> Vec<Step> {
     let mut reader = Reader {
+        is_before_routing: matches!(chain, "PREROUTING" | "OUTPUT"),
         words,
         at: 0,
         steps: Vec::new(),
@@ -139,6 +141,8 @@ fn steps(words: &[String]) -> Vec<Step> {
 }
 
 struct Reader<'a> {
+    /// Whether the chain is one in which NAT is that of destinations.
+    is_before_routing: bool,
     words: &'a [String],
     at: usize,
     steps: Vec<Step>,
@@ -364,8 +368,20 @@ impl<'a> Reader<'a> {
             "CT" | "LOG" | "NFLOG" | "TCPMSS" | "CLASSIFY" | "TOS" | "DSCP" | "AUDIT" | "TRACE"
             | "SET" | "CHECKSUM" | "ECN" | "TTL" | "HL" => Vec::new(),
             "FLOWOFFLOAD" => vec![Effect::Offload(String::new())],
+            "NETMAP" if self.is_before_routing => {
+                let to = value("--to").map_or(NewDestination::UNKNOWN, new_destination);
+                vec![Effect::DestinationNat(to)]
+            }
             "MASQUERADE" | "SNAT" | "NETMAP" => vec![Effect::SourceNat],
-            "DNAT" | "REDIRECT" | "TPROXY" => vec![Effect::DestinationNat],
+            "DNAT" => {
+                let to = value("--to-destination").map_or(NewDestination::UNKNOWN, new_destination);
+                vec![Effect::DestinationNat(to)]
+            }
+            "REDIRECT" => vec![Effect::DestinationNat(NewDestination {
+                address: NewAddress::Router,
+                port: value("--to-ports").and_then(first_port),
+            })],
+            "TPROXY" => vec![Effect::DestinationNat(NewDestination::UNKNOWN)],
             "MARK" => match value("--set-xmark").and_then(mark) {
                 Some(change) => vec![constant(Which::Packet, change)],
                 None => vec![Effect::Unknown],
@@ -406,6 +422,38 @@ impl<'a> Reader<'a> {
             chain => vec![Effect::Jump(chain.to_owned())],
         }
     }
+}
+
+/// `10.20.0.2`, `10.20.0.2-10.20.0.4:3389`, `[fd00::2]:80-90`, `:8080`.
+fn new_destination(text: &str) -> NewDestination {
+    let (address, port) = if let Some((address, port)) =
+        (text.strip_prefix('[')).and_then(|rest| rest.split_once(']'))
+    {
+        (address, port.strip_prefix(':'))
+    } else {
+        match text.split_once(':') {
+            Some((address, port)) if !port.contains(':') => (address, Some(port)),
+            // IPv6 without a port.
+            _ => (text, None),
+        }
+    };
+    let networks = match address.split_once('-') {
+        Some((first, last)) => address_range(first, last).map(Networks::merged),
+        None => network(address),
+    };
+    NewDestination {
+        address: match networks {
+            _ if address.is_empty() => NewAddress::Same,
+            Some(networks) => NewAddress::Among(networks),
+            None => NewAddress::Unknown,
+        },
+        port: port.and_then(first_port),
+    }
+}
+
+/// The first of `80-90`, of `80-90/80`, or `80`.
+fn first_port(text: &str) -> Option<u16> {
+    text.split(['-', '/']).next()?.parse().ok()
 }
 
 fn interface(name: &str) -> Option<Vec<IfPattern>> {
@@ -491,6 +539,7 @@ fn state(name: &str) -> State {
         "NEW" => State::New,
         "ESTABLISHED" => State::Established,
         "UNTRACKED" => State::Untracked,
+        "INVALID" => State::Invalid,
         _ => State::Other,
     }
 }

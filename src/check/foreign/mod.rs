@@ -23,6 +23,19 @@ pub struct Ruleset {
     pub flowtables: Vec<Flowtable>,
 }
 
+impl Ruleset {
+    /// The chain that a rule in `from` calls `name`.
+    #[must_use]
+    pub fn target(&self, from: &Chain, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|chain| {
+            chain.name == name
+                && chain.system == from.system
+                && chain.table_family == from.table_family
+                && chain.table == from.table
+        })
+    }
+}
+
 /// Who holds a rule, and so by which program it is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -79,6 +92,21 @@ pub struct Base {
     pub drops: bool,
     /// Whether it is asked about the first packet of a connection alone.
     pub nat: bool,
+}
+
+impl Base {
+    /// Where in its hook the kernel asks it. All chains of NAT share one place, whatever their own
+    /// priority, which orders them among each other (`nf_nat_ipv4_ops` in the kernel's
+    /// `net/netfilter/nf_nat_proto.c`, since Linux 4.18).
+    #[must_use]
+    pub fn place(self) -> (i32, i32) {
+        let place = match (self.nat, self.hook) {
+            (false, _) => self.priority,
+            (true, Hook::Prerouting | Hook::Output) => -100,
+            (true, Hook::Forward | Hook::Postrouting) => 100,
+        };
+        (place, self.priority)
+    }
 }
 
 /// A rule.
@@ -177,7 +205,9 @@ pub enum State {
     Established,
     /// Not tracked.
     Untracked,
-    /// Any other (`related`, `invalid`), which our packets are not.
+    /// It fits no connection.
+    Invalid,
+    /// Any other (`related`), which our packets are not.
     Other,
 }
 
@@ -213,7 +243,7 @@ pub enum Effect {
     /// The connection's source is rewritten.
     SourceNat,
     /// The connection's destination is rewritten.
-    DestinationNat,
+    DestinationNat(NewDestination),
     /// This chain is done with it.
     Accept,
     /// It is gone.
@@ -230,6 +260,37 @@ pub enum Effect {
     Ours,
     /// Something of which the outcome cannot be told (a queue, an unknown target).
     Unknown,
+}
+
+/// Where destination NAT leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDestination {
+    /// To which address.
+    pub address: NewAddress,
+    /// To which port, the first of several; none: as before.
+    pub port: Option<u16>,
+}
+
+/// To which address destination NAT leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewAddress {
+    /// As before.
+    Same,
+    /// One of the router's own.
+    Router,
+    /// One of these.
+    Among(Networks),
+    /// That cannot be told from outside.
+    Unknown,
+}
+
+impl NewDestination {
+    /// An address that cannot be told.
+    pub const UNKNOWN: Self = Self {
+        address: NewAddress::Unknown,
+        port: None,
+    };
 }
 
 /// A flowtable: connections in it pass its interfaces without seeing any rule.

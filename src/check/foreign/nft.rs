@@ -6,7 +6,8 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
-    Base, Chain, Effect, Flowtable, Hook, Rule, Ruleset, State, Step, System, Test, Which,
+    Base, Chain, Effect, Flowtable, Hook, NewAddress, NewDestination, Rule, Ruleset, State, Step,
+    System, Test, Which,
 };
 use crate::net::{Family, IfPattern, Networks, Ports, Range};
 
@@ -18,14 +19,14 @@ pub type TableName = (String, String);
 ///
 /// # Errors
 /// If it is not what nft prints.
-pub fn with_sets(json: &str, without: &[TableName]) -> Result<BTreeSet<TableName>, String> {
+pub fn with_sets(json: &str) -> Result<BTreeSet<TableName>, String> {
     let objects = objects(json)?;
     let sets = objects
         .iter()
         .filter_map(|object| object.get("set").or_else(|| object.get("map")));
     Ok(sets
         .map(table_of)
-        .filter(|table| table.1 != crate::nft::TABLE && !without.contains(table))
+        .filter(|table| table.1 != crate::nft::TABLE)
         .collect())
 }
 
@@ -198,7 +199,8 @@ impl Reader {
         }
     }
 
-    /// A rule; one with a verdict map becomes one for each of its elements.
+    /// A rule; one with a verdict map, or a map of new destinations, becomes one for each of its
+    /// elements.
     fn rules(&self, table: &TableName, rule: &Value, handle: u64, text: &str) -> Vec<Rule> {
         let mut steps: Vec<Step> = Vec::new();
         let mut branches: Vec<Rule> = Vec::new();
@@ -236,7 +238,26 @@ impl Reader {
                     steps.push(Step::Do(Effect::Offload(name.to_owned())));
                 }
                 "masquerade" | "snat" => steps.push(Step::Do(Effect::SourceNat)),
-                "dnat" | "redirect" | "tproxy" => steps.push(Step::Do(Effect::DestinationNat)),
+                "dnat" => {
+                    if let Some(map) = body.get("addr").and_then(|address| address.get("map")) {
+                        for (key, to) in self.elements(table, map.get("data")) {
+                            let left = map.get("key").unwrap_or(&Value::Null);
+                            let mut branch = steps.clone();
+                            branch.push(Step::If(self.test(table, left, &[key])));
+                            let to = mapped_destination(&to, body.get("port"));
+                            branch.push(Step::Do(Effect::DestinationNat(to)));
+                            branches.push(made(branch));
+                        }
+                        return branches;
+                    }
+                    let to = new_destination(body.get("addr"), body.get("port"));
+                    steps.push(Step::Do(Effect::DestinationNat(to)));
+                }
+                "redirect" => steps.push(Step::Do(Effect::DestinationNat(NewDestination {
+                    address: NewAddress::Router,
+                    port: body.get("port").and_then(first_port),
+                }))),
+                "tproxy" => steps.push(Step::Do(Effect::DestinationNat(NewDestination::UNKNOWN))),
                 _ => steps.push(Step::Do(verdict_of(expression))),
             }
         }
@@ -410,6 +431,30 @@ fn verdict_of(expression: &Value) -> Effect {
     }
 }
 
+fn new_destination(address: Option<&Value>, port: Option<&Value>) -> NewDestination {
+    NewDestination {
+        address: match address {
+            None => NewAddress::Same,
+            Some(address) => networks(std::slice::from_ref(address))
+                .map_or(NewAddress::Unknown, NewAddress::Among),
+        },
+        port: port.and_then(first_port),
+    }
+}
+
+/// An element of a map may hold the port, too.
+fn mapped_destination(element: &Value, port: Option<&Value>) -> NewDestination {
+    match element.get("concat").and_then(Value::as_array) {
+        Some(both) => new_destination(both.first(), both.get(1)),
+        None => new_destination(Some(element), port),
+    }
+}
+
+fn first_port(value: &Value) -> Option<u16> {
+    let (first, _) = bounds(value).unwrap_or((value, value));
+    u16::try_from(first.as_u64()?).ok()
+}
+
 /// `meta mark set …` and `ct mark set …`; other fields do not concern us.
 fn mangle(body: &Value) -> Option<Step> {
     let which = which(body.get("key")?)?;
@@ -489,6 +534,7 @@ fn state(value: &Value) -> State {
         Some("new") => State::New,
         Some("established") => State::Established,
         Some("untracked") => State::Untracked,
+        Some("invalid") => State::Invalid,
         _ => State::Other,
     }
 }

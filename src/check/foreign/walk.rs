@@ -1,10 +1,11 @@
 //! Takes a packet through the packet rules of others, and through ours at their place.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Chain, Effect, Hook, Rule, Ruleset, State, Step, Test, Which};
-use crate::net::{Family, IfName, MacAddr};
-#[cfg(doc)]
+use super::{
+    Chain, Effect, Hook, NewAddress, NewDestination, Rule, Ruleset, State, Step, Test, Which,
+};
+use crate::net::{Family, IfName, MacAddr, Networks};
 use crate::rules::Packet;
 
 /// A packet on its way.
@@ -18,6 +19,8 @@ pub struct Traveller {
     pub source: IpAddr,
     /// Its destination.
     pub destination: IpAddr,
+    /// Whether that is the router itself.
+    pub to_router: bool,
     /// `IPPROTO_*`.
     pub protocol: u8,
     /// Its TCP ports, source and destination.
@@ -41,6 +44,64 @@ pub struct Traveller {
 impl Traveller {
     fn family(&self) -> Family {
         Family::of(self.source)
+    }
+
+    /// The first packet of a session that somebody opens.
+    #[must_use]
+    pub fn opening(input: &IfName, from: SocketAddr, to: SocketAddr) -> Self {
+        Self {
+            input: Some(input.clone()),
+            output: None,
+            source: from.ip(),
+            destination: to.ip(),
+            to_router: false,
+            protocol: 6,
+            ports: Some((from.port(), to.port())),
+            icmp_type: None,
+            flags: Packet::SYN,
+            state: State::New,
+            mac: None,
+            way_back: Some(input.clone()),
+            mark: 0,
+            connection_mark: 0,
+        }
+    }
+
+    /// Gives it another destination.
+    fn send_to(&mut self, to: &NewDestination) -> Whither {
+        if let (Some(port), Some((_, own))) = (to.port, &mut self.ports) {
+            *own = port;
+        }
+        let port = self.ports.map_or(0, |(_, port)| port);
+        let is_one_of = matches!(&to.address, NewAddress::Among(networks) if !is_single(networks));
+        let address = match &to.address {
+            NewAddress::Same => Some(self.destination),
+            NewAddress::Among(networks) => networks.sample(self.family()),
+            NewAddress::Router => {
+                self.to_router = true;
+                return Whither::Router;
+            }
+            NewAddress::Unknown => None,
+        };
+        let Some(address) = address else {
+            return Whither::Unknown;
+        };
+        self.to_router &= address == self.destination;
+        self.destination = address;
+        let to = SocketAddr::new(address, port);
+        if is_one_of {
+            Whither::OneOf(to)
+        } else {
+            Whither::To(to)
+        }
+    }
+}
+
+fn is_single(networks: &Networks) -> bool {
+    match (networks.v4.as_slice(), networks.v6.as_slice()) {
+        ([only], []) => only.first == only.last,
+        ([], [only]) => only.first == only.last,
+        _ => false,
     }
 }
 
@@ -85,11 +146,24 @@ pub enum What {
     /// Its source is rewritten.
     SourceNat,
     /// Its destination is rewritten.
-    DestinationNat,
+    DestinationNat(Whither),
     /// It is gone.
     Dropped,
     /// It met a rule of which the outcome cannot be told, and that may accept it.
     Doubt,
+}
+
+/// Where a packet's new destination is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whither {
+    /// The router itself.
+    Router,
+    /// Here.
+    To(SocketAddr),
+    /// One of several, such as this one.
+    OneOf(SocketAddr),
+    /// That cannot be told.
+    Unknown,
 }
 
 /// What our own rules do, where they stand.
@@ -122,7 +196,7 @@ pub fn pass<'r>(
         .filter_map(|chain| Some((chain, chain.base?)))
         .filter(|(chain, base)| base.hook == hook && chain.sees(traveller.family()))
         .collect();
-    bases.sort_by_key(|(_, base)| base.priority);
+    bases.sort_by_key(|(_, base)| base.place());
     let mut walk = Walk {
         ruleset,
         hook,
@@ -130,9 +204,11 @@ pub fn pass<'r>(
         events,
         // Ours stand in prerouting, which comes before all others.
         passed_ours: hook != Hook::Prerouting,
+        is_translated: false,
     };
     for (chain, base) in bases {
-        if base.nat && traveller.state != State::New {
+        // Once its addresses are settled, nobody else is asked.
+        if base.nat && (traveller.state != State::New || walk.is_translated) {
             continue;
         }
         let end = walk.chain(chain, chain, traveller, 0);
@@ -150,7 +226,7 @@ pub fn pass<'r>(
 }
 
 /// How deep chains may jump (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: usize = 16;
+pub const DEPTH: usize = 16;
 
 struct Walk<'r, 'w> {
     ruleset: &'r Ruleset,
@@ -158,6 +234,7 @@ struct Walk<'r, 'w> {
     ours: &'w mut dyn Ours,
     events: &'w mut Vec<Event<'r>>,
     passed_ours: bool,
+    is_translated: bool,
 }
 
 impl<'r> Walk<'r, '_> {
@@ -263,11 +340,14 @@ impl<'r> Walk<'r, '_> {
                 None
             }
             Effect::SourceNat => {
+                self.is_translated = true;
                 self.happened(base, chain, Some(rule), What::SourceNat);
                 Some(End::Accepted)
             }
-            Effect::DestinationNat => {
-                self.happened(base, chain, Some(rule), What::DestinationNat);
+            Effect::DestinationNat(to) => {
+                self.is_translated = true;
+                let to = traveller.send_to(to);
+                self.happened(base, chain, Some(rule), What::DestinationNat(to));
                 Some(End::Accepted)
             }
             Effect::Accept => Some(End::Accepted),
@@ -277,7 +357,7 @@ impl<'r> Walk<'r, '_> {
             }
             Effect::Return => Some(End::Ran),
             Effect::Jump(name) | Effect::Goto(name) => {
-                let Some(target) = self.target(chain, name) else {
+                let Some(target) = self.ruleset.target(chain, name) else {
                     // An iptables target that is no chain.
                     self.happened(base, chain, Some(rule), What::Doubt);
                     return None;
@@ -297,15 +377,6 @@ impl<'r> Walk<'r, '_> {
                 None
             }
         }
-    }
-
-    fn target(&self, from: &Chain, name: &str) -> Option<&'r Chain> {
-        self.ruleset.chains.iter().find(|chain| {
-            chain.name == name
-                && chain.system == from.system
-                && chain.table_family == from.table_family
-                && chain.table == from.table
-        })
     }
 }
 
@@ -349,8 +420,8 @@ fn holds(test: &Test, traveller: &Traveller) -> Option<bool> {
         Test::IcmpType(types) => traveller
             .icmp_type
             .is_some_and(|kind| types.contains(&kind)),
-        // None of our packets is for the router itself.
-        Test::ToRouter | Test::Never => false,
+        Test::ToRouter => traveller.to_router,
+        Test::Never => false,
         Test::Unknown => return None,
     })
 }

@@ -1,7 +1,9 @@
 //! The packet rules of others: each leg is taken through them, with ours at their place.
 
+mod invalid;
 mod mend;
 mod others;
+mod translations;
 mod troubles;
 
 use super::foreign::walk::{self, Ours, Traveller};
@@ -9,6 +11,7 @@ use super::foreign::{
     Base, Chain, Effect, Hook, OUR_CHAINS, Rule, Ruleset, State, Step, System, Which,
 };
 use super::legs::{Asked, Number, Session, addresses, is_marked, ports};
+use super::routing::catcher_by_more_bits;
 use super::{Backend, Case, Explained, Finding, Severity};
 use crate::net::IfName;
 use crate::policy::{Appliance, Policy};
@@ -16,6 +19,8 @@ use crate::rules::{Connection, Model, Packet};
 
 pub(super) use mend::{Refused, multiport, refuse};
 use others::{both_iptables, same_marks};
+pub(super) use translations::{are_led_away, names_server, new_destination, translation};
+pub(super) use troubles::place;
 use troubles::{Borne, Way};
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mut Explained) {
@@ -23,6 +28,8 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Vec<Finding>, explained: &mu
     same_marks(case, findings);
     let rules = with_ours(case);
     for (index, asked) in case.surroundings.asked.iter().enumerate() {
+        findings.extend(translations::past_us(case, &rules, asked));
+        findings.extend(invalid::dropped(case, &rules, asked));
         for number in Number::ALL {
             for state in states(number) {
                 let found = leg(case, &rules, asked, number, *state);
@@ -123,7 +130,7 @@ fn packet(traveller: &Traveller) -> Option<Packet> {
             State::New => Connection::New(traveller.connection_mark),
             State::Established => Connection::Known(traveller.connection_mark),
             State::Untracked => Connection::Untracked,
-            State::Other => Connection::Invalid,
+            State::Invalid | State::Other => Connection::Invalid,
         },
         mark: traveller.mark,
     })
@@ -187,6 +194,7 @@ pub fn traveller(
         output: None,
         source,
         destination,
+        to_router: false,
         protocol: 6,
         ports: Some(ports(number, session)),
         icmp_type: None,
@@ -206,27 +214,17 @@ pub fn traveller(
     })
 }
 
-/// What keeps a packet of this leg from its way.
-fn leg(
-    case: &Case<'_>,
-    rules: &Ruleset,
-    asked: &Asked,
+/// A leg, and its packet.
+fn way<'a>(
+    case: &'a Case<'a>,
+    asked: &'a Asked,
     number: Number,
     state: State,
-) -> Vec<Finding> {
-    let made = case
-        .policy
-        .redirects
-        .get(asked.session.redirect)
-        .and_then(|redirect| {
-            let server_interface = asked.server_interface.as_ref();
-            let traveller =
-                traveller(case.policy, &asked.session, server_interface, number, state)?;
-            Some((redirect, case.policy.appliance_of(redirect)?, traveller))
-        });
-    let Some((redirect, appliance, mut traveller)) = made else {
-        return Vec::new();
-    };
+) -> Option<(Way<'a>, Traveller)> {
+    let redirect = case.policy.redirects.get(asked.session.redirect)?;
+    let appliance = case.policy.appliance_of(redirect)?;
+    let server_interface = asked.server_interface.as_ref();
+    let traveller = traveller(case.policy, &asked.session, server_interface, number, state)?;
     let way = Way {
         case,
         redirect,
@@ -236,6 +234,21 @@ fn leg(
         input: traveller.input.clone(),
         output: output(number, asked, appliance),
     };
+    Some((way, traveller))
+}
+
+/// What keeps a packet of this leg from its way.
+fn leg(
+    case: &Case<'_>,
+    rules: &Ruleset,
+    asked: &Asked,
+    number: Number,
+    state: State,
+) -> Vec<Finding> {
+    let Some((way, mut traveller)) = way(case, asked, number, state) else {
+        return Vec::new();
+    };
+    let (redirect, appliance) = (way.redirect, way.appliance);
     let mut findings = Vec::new();
     let mut ours = OurRules::new(case.policy);
     let mut events = Vec::new();
@@ -247,6 +260,7 @@ fn leg(
         return findings;
     }
     findings.extend(way.untracked(&events));
+    findings.extend(way.translated(&events));
     if !ours.acted && case.in_force && case.backend == Backend::Iptables {
         findings.extend(way.passed_by(rules));
     }
@@ -256,8 +270,14 @@ fn leg(
         packet: bears(traveller.mark),
         connection: bears(traveller.connection_mark),
     };
+    let caught = (asked.legs.iter())
+        .find(|leg| leg.number == number)
+        .and_then(|leg| catcher_by_more_bits(case, asked, leg, traveller.mark));
     if should != marks.packet {
-        findings.extend(way.overwritten(&events, Which::Packet, marks));
+        let overwritten = way.overwritten(&events, Which::Packet, marks);
+        findings.extend(overwritten.map(|finding| way.and_caught(finding, caught.as_ref())));
+    } else if let Some(rule) = &caught {
+        findings.extend(way.caught(&events, rule));
     }
     traveller.output.clone_from(&way.output);
     let mut later = Vec::new();

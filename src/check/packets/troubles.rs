@@ -1,11 +1,12 @@
 //! What may befall a leg among the packet rules of others, told.
 
 use super::super::foreign::walk::{Event, Site, What};
-use super::super::foreign::{Effect, Hook, Ruleset, Step, Test, Which};
+use super::super::foreign::{Effect, Hook, Ruleset, Step, Test, Which, owner_of_bits};
 use super::super::legs::{Asked, Number, is_marked};
+use super::super::routing::{lower_than, rule_words};
 use super::super::{Case, Finding, REPAIR, Severity, Subject};
 use super::mend::Match;
-use crate::net::IfName;
+use crate::net::{IfName, RoutingRule};
 use crate::policy::{Appliance, Redirect};
 use crate::rules::Model;
 
@@ -28,7 +29,7 @@ pub(super) struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn subject(&self) -> Subject {
+    pub(super) fn subject(&self) -> Subject {
         Subject::Redirect(self.redirect.name.to_string())
     }
 
@@ -36,7 +37,7 @@ impl Way<'_> {
         Model::new(self.case.policy).is_sealed()
     }
 
-    fn leg_words(&self) -> String {
+    pub(super) fn leg_words(&self) -> String {
         format!(
             "leg {}, {}, {}",
             self.number.number(),
@@ -174,6 +175,68 @@ impl Way<'_> {
         )
     }
 
+    /// The same, with the routing rule that takes such packets then.
+    pub(super) fn and_caught(&self, finding: Finding, by: Option<&RoutingRule>) -> Finding {
+        match by {
+            None => finding,
+            Some(rule) => Finding {
+                found: format!(
+                    "{}; the {} routing rule `{}`, which stands before ours, takes it then",
+                    finding.found,
+                    self.asked.session.family,
+                    rule_words(rule)
+                ),
+                ..finding
+            },
+        }
+    }
+
+    /// Bits of the mark that are not ours, and a routing rule before ours that goes by them.
+    pub(super) fn caught(&self, events: &[Event<'_>], by: &RoutingRule) -> Option<Finding> {
+        let bits = by.mark.map_or(u32::MAX, |mark| mark.mask);
+        let event = events.iter().rev().find(|event| {
+            matches!(event.what, What::Marked { which: Which::Packet, from, to, .. }
+                if (from ^ to) & bits != 0)
+        })?;
+        let What::Marked { from, to, .. } = event.what else {
+            return None;
+        };
+        let is_marked = is_marked(self.number, self.redirect.snat);
+        let why = match (is_marked, self.is_sealed()) {
+            (true, true) => {
+                "it misses the appliance, and the seal refuses it: no session gets through"
+            }
+            (true, false) => {
+                "it misses the appliance: sessions hang, or reach their servers unrecorded"
+            }
+            (false, _) => "it does not come where it should: sessions hang",
+        };
+        // Ours can only come first where there is a mark for it to go by.
+        let priority = lower_than(by.priority.0, self.case).filter(|_| is_marked);
+        let mend = match priority {
+            Some(priority) => self.case.file.set_option(
+                "rule_priority",
+                &priority.to_string(),
+                self.case.in_force,
+            ),
+            None => vec![self.before(event.site, &Match::Early { ports: true })],
+        };
+        let owner = by.mark.and_then(|mark| owner_of_bits(mark.mask));
+        Some(
+            Finding::error("rule-before-ours", self.subject())
+                .found(format!(
+                    "{}: {} the packet mark from {from:#x} to {to:#x}, and the {} routing rule `{}`, which stands before ours, takes it by that",
+                    self.leg_words(),
+                    place(event.site, "changes"),
+                    self.asked.session.family,
+                    rule_words(by)
+                ))
+                .why(why)
+                .owner(event.site.chain.owner(event.site.rule).or(owner))
+                .mends(mend),
+        )
+    }
+
     pub(super) fn offloaded(&self, events: &[Event<'_>], rules: &Ruleset) -> Option<Finding> {
         let event = events.iter().find(|event| event.what == What::Offloaded)?;
         let name = event.site.rule?.steps.iter().find_map(|step| match step {
@@ -228,7 +291,7 @@ impl Way<'_> {
 }
 
 /// `rule … of chain … drops it`.
-fn place(site: Site<'_>, does: &str) -> String {
+pub(in crate::check) fn place(site: Site<'_>, does: &str) -> String {
     match site.rule {
         Some(rule) => format!("rule `{}` of {} {does}", rule.text, site.chain.title()),
         None => format!("the policy of {} {does}", site.chain.title()),

@@ -4,23 +4,25 @@
 //! others of [`walk`]; the routes of the kernel itself, or, where there is no kernel to ask,
 //! of what apply would make.
 
+mod failing;
 mod text;
 mod travel;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use nix::errno::Errno;
 use serde::Serialize;
 
+use failing::failing;
 pub use text::text;
-use travel::{Through, travel};
+use travel::travel;
 
 use super::foreign::State;
 #[cfg(doc)]
 use super::foreign::walk;
+use super::foreign::walk::Traveller;
 use super::legs::{self, Asked, Leg, Number, Session};
+use super::packets::{names_server, place, translation, with_ours};
 use super::{Case, Outcome, routing};
-use crate::kernel::route::Answer;
 use crate::net::{IfName, IfPattern};
 use crate::policy::{Policy, Redirect};
 use crate::rules::{Connection, Leg as RuleLeg, Model, Packet};
@@ -91,6 +93,8 @@ pub enum Ending {
     Refused,
     /// Packets vanish; its opener waits.
     Hangs,
+    /// It comes no further than the router itself.
+    Ends,
 }
 
 impl Ending {
@@ -101,6 +105,7 @@ impl Ending {
             Self::Leaks => "reaches its server unrecorded",
             Self::Refused => "is refused",
             Self::Hangs => "hangs",
+            Self::Ends => "ends on this router, unrecorded",
         }
     }
 }
@@ -222,17 +227,43 @@ fn why_not(policy: &Policy, redirect: &Redirect, packet: &Packet) -> String {
     format!("redirect `{}`: {}", redirect.name, reasons.join("; "))
 }
 
+/// Another destination that a rule of others gives a session, behind our own rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// There; none: the router itself.
+    pub to: Option<SocketAddr>,
+    /// In words.
+    pub by: String,
+}
+
+/// The other destination that a session gets, if it gets one.
+#[must_use]
+pub fn moved(case: &Case<'_>, request: &Request) -> Option<Moved> {
+    let rules = with_ours(case);
+    let from = SocketAddr::new(request.client, request.client_port);
+    let to = SocketAddr::new(request.server, request.port);
+    let first = Traveller::opening(&request.input, from, to);
+    let found = translation(case, &rules, first)?;
+    let whither = found
+        .to
+        .map_or_else(|| "of the router itself".to_owned(), |to| to.to_string());
+    let by = place(found.site, &format!("gives it the destination {whither}"));
+    Some(Moved { to: found.to, by })
+}
+
 /// The session of a redirect that a request is.
 #[must_use]
-pub fn session(redirect: usize, request: &Request) -> Session {
+pub fn session(redirect: usize, request: &Request, moved: Option<&Moved>) -> Session {
+    let opened = SocketAddr::new(request.server, request.port);
+    let to = moved.and_then(|moved| moved.to).unwrap_or(opened);
     Session {
         redirect,
         family: crate::net::Family::of(request.server),
         client_interface: request.input.clone(),
         client: request.client,
         client_port: request.client_port,
-        server: request.server,
-        port: request.port,
+        server: to.ip(),
+        port: to.port(),
     }
 }
 
@@ -252,7 +283,7 @@ pub fn follow(case: &Case<'_>, request: Request, asked: &Asked, kernel: bool) ->
             Number::ClientToAppliance | Number::ApplianceToClient => of_client,
             Number::ApplianceToServer | Number::ServerToAppliance => of_appliance,
         };
-        let followed = follow_leg(case, redirect, asked, leg, connection, kernel);
+        let followed = follow_leg(case, &request, asked, leg, connection, kernel)?;
         if let (None, Some(failing)) = (&broken, &followed.fails) {
             broken = Some((followed.leg, failing.clone()));
         }
@@ -287,13 +318,18 @@ pub fn follow(case: &Case<'_>, request: Request, asked: &Asked, kernel: bool) ->
 
 fn follow_leg(
     case: &Case<'_>,
-    redirect: &Redirect,
+    request: &Request,
     asked: &Asked,
     leg: &Leg,
     connection: &mut Option<(State, u32)>,
     kernel: bool,
-) -> TraceLeg {
+) -> Option<TraceLeg> {
+    let redirect = case.policy.redirects.get(asked.session.redirect)?;
     let (source_port, destination_port) = leg.question.tcp_ports.unwrap_or_default();
+    let to = match leg.number {
+        Number::ClientToAppliance => endpoint(request.server, request.port),
+        _ => endpoint(leg.question.to, destination_port),
+    };
     let input = leg
         .question
         .input
@@ -308,7 +344,7 @@ fn follow_leg(
             .question
             .from
             .map_or_else(String::new, |from| endpoint(from, source_port)),
-        to: endpoint(leg.question.to, destination_port),
+        to,
         marks: String::new(),
         others: Vec::new(),
         route: String::new(),
@@ -316,7 +352,7 @@ fn follow_leg(
         verdict: Outcome::AsExpected,
         fails: None,
     };
-    let through = travel(case, asked, leg, connection, &mut followed);
+    let through = travel(case, request, asked, leg, connection, &mut followed);
     followed.marks = if routing::packets_drifted(case) {
         "our packet rules are not as they were applied".to_owned()
     } else {
@@ -337,120 +373,7 @@ fn follow_leg(
     if followed.fails.is_some() {
         followed.verdict = Outcome::Astray;
     }
-    followed
-}
-
-/// What keeps a leg's packet from its way, and what that means for the session; in the order in
-/// which the packet meets it.
-fn failing(
-    case: &Case<'_>,
-    redirect: &Redirect,
-    asked: &Asked,
-    leg: &Leg,
-    through: &Through,
-    outcome: Outcome,
-) -> Option<Failing> {
-    let fails = |ending, because: String| Some(Failing { ending, because });
-    let family = asked.session.family;
-    let question = &leg.question;
-    let input = question.input.as_ref()?;
-    let should = question.mark != 0;
-    let is_first = leg.number == Number::ClientToAppliance;
-    // Where a packet goes that should go to the appliance, and does not.
-    let past = if is_first {
-        (Ending::Leaks, "it goes to its server directly")
-    } else {
-        (
-            Ending::Hangs,
-            "it goes to the client directly, and the appliance waits for it",
-        )
-    };
-    if routing::packets_drifted(case) {
-        return fails(
-            past.0,
-            "our packet rules are not as they were applied; `redirect repair` puts them back"
-                .to_owned(),
-        );
-    }
-    if let Some((ending, by)) = &through.dropped {
-        return fails(*ending, by.clone());
-    }
-    let mark = case.policy.appliance_of(redirect)?.mark;
-    let bears = mark.is_borne_by(through.mark);
-    if bears && !should {
-        return fails(
-            Ending::Hangs,
-            "it comes from the appliance and bears its mark, so it is sent back there, in circles"
-                .to_owned(),
-        );
-    }
-    let is_sealed = Model::new(case.policy).is_sealed();
-    if should && !bears {
-        let is_held = is_sealed && mark.is_borne_by(through.connection_mark);
-        return if is_held {
-            let because = "it has lost its mark when its route is chosen; the seal, which knows its connection's, refuses it";
-            fails(Ending::Refused, because.to_owned())
-        } else {
-            fails(
-                past.0,
-                format!(
-                    "it has lost its mark when its route is chosen, and its connection's, too: {}",
-                    past.1
-                ),
-            )
-        };
-    }
-    if !case.surroundings.forwards(family, input) {
-        return fails(
-            Ending::Hangs,
-            format!("the router forwards no {family} packets that come in on `{input}`"),
-        );
-    }
-    if outcome != Outcome::Astray {
-        return through.hidden.clone().and_then(|by| {
-            fails(
-                Ending::Hangs,
-                format!("{by}: the appliance dials the server with the router's own address, and the router drops that"),
-            )
-        });
-    }
-    let expected = legs::way_words(leg.expected.via, Some(&leg.expected.interface));
-    match &leg.answer {
-        Ok(Answer::Refused(Errno::EINVAL | Errno::EXDEV)) => fails(
-            Ending::Hangs,
-            format!(
-                "the reverse path filter drops it: {} is not expected to come in on `{input}` (rp_filter)",
-                question.from.map_or_else(|| "its source".to_owned(), |from| from.to_string())
-            ),
-        ),
-        Ok(Answer::Route(way)) => {
-            let way_there = legs::way_words(way.via, way.interface.as_ref());
-            let leaves = way.interface.as_ref() != Some(&leg.expected.interface);
-            match (should && leaves, is_sealed) {
-                (true, true) => fails(
-                    Ending::Refused,
-                    format!("it is routed {way_there} instead of {expected}; the seal refuses it"),
-                ),
-                (true, false) => fails(
-                    past.0,
-                    format!("it is routed {way_there} instead of {expected}"),
-                ),
-                (false, _) => fails(
-                    Ending::Hangs,
-                    format!("it is routed {way_there} instead of {expected}"),
-                ),
-            }
-        }
-        Ok(Answer::Refused(_)) if should => fails(
-            Ending::Refused,
-            "no route leads to the appliance (its link is down, or its route is gone), so it is refused".to_owned(),
-        ),
-        Ok(Answer::Refused(_)) => fails(
-            Ending::Refused,
-            format!("the router has no route to {}", question.to),
-        ),
-        Err(reason) => fails(Ending::Hangs, format!("the kernel could not be asked: {reason}")),
-    }
+    Some(followed)
 }
 
 fn marks(
@@ -460,8 +383,22 @@ fn marks(
     mark: u32,
     connection_mark: u32,
 ) -> String {
+    let (source, destination) = leg.question.tcp_ports.unwrap_or_default();
+    let is_named = match (leg.number, leg.question.from) {
+        (Number::ServerToAppliance, Some(server)) => {
+            names_server(case, redirect, SocketAddr::new(server, source))
+        }
+        _ => names_server(
+            case,
+            redirect,
+            SocketAddr::new(leg.question.to, destination),
+        ),
+    };
     let rule = match leg.number {
         Number::ClientToAppliance => format!("`{}: from clients` takes it", redirect.name),
+        Number::ApplianceToServer | Number::ServerToAppliance if redirect.snat && !is_named => {
+            "no redirect names this server, so no rule takes it".to_owned()
+        }
         Number::ApplianceToServer if redirect.snat => {
             format!("`{}: from the appliance` takes it", redirect.name)
         }

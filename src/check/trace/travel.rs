@@ -1,11 +1,11 @@
 //! One packet of a session, taken through all packet rules.
 
 use super::super::Case;
-use super::super::foreign::walk::{self, Event, Traveller, What};
+use super::super::foreign::walk::{self, Event, Traveller, What, Whither};
 use super::super::foreign::{Effect, Hook, State, Step, Which};
 use super::super::legs::{Asked, Leg, Number};
-use super::super::packets::{OurRules, traveller, with_ours};
-use super::{Ending, TraceLeg};
+use super::super::packets::{OurRules, new_destination, place, traveller, with_ours};
+use super::{Ending, Request, TraceLeg};
 
 /// How a packet came out of all packet rules.
 #[derive(Default)]
@@ -14,12 +14,15 @@ pub(super) struct Through {
     pub(super) connection_mark: u32,
     /// What drops it, if anything does.
     pub(super) dropped: Option<(Ending, String)>,
+    /// What sends it to the router itself, if anything does.
+    pub(super) here: Option<String>,
     /// What hides the client from an appliance that must know it.
     pub(super) hidden: Option<String>,
 }
 
 pub(super) fn travel(
     case: &Case<'_>,
+    request: &Request,
     asked: &Asked,
     leg: &Leg,
     connection: &mut Option<(State, u32)>,
@@ -29,7 +32,7 @@ pub(super) fn travel(
     // An answer to what was not tracked fits no connection.
     let state = match *connection {
         None => State::New,
-        Some((State::Untracked, _)) => State::Other,
+        Some((State::Untracked, _)) => State::Invalid,
         Some(_) => State::Established,
     };
 
@@ -46,6 +49,11 @@ pub(super) fn travel(
     if let Some((_, mark)) = *connection {
         traveller.connection_mark = mark;
     }
+    if leg.number == Number::ClientToAppliance {
+        // The session is one to wherever others send it, but our rules see what it was opened to.
+        traveller.destination = request.server;
+        traveller.ports = Some((request.client_port, request.port));
+    }
     let rules = with_ours(case);
     let mut ours = OurRules::new(case.policy);
     let mut events = Vec::new();
@@ -57,6 +65,9 @@ pub(super) fn travel(
     // The route is chosen by the mark that it has here.
     through.mark = traveller.mark;
     through.connection_mark = traveller.connection_mark;
+    if arrives && let Some((None, site)) = new_destination(case, &events) {
+        through.here = Some(place(site, "sends it to the router itself"));
+    }
     if arrives {
         traveller.output = Some(leg.expected.interface.clone());
         arrives = pass(Hook::Forward, &mut traveller, &mut events);
@@ -120,7 +131,13 @@ fn event_words(event: &Event<'_>) -> Option<String> {
         What::Untracked => "takes it from connection tracking".to_owned(),
         What::Offloaded => "hands it to a flowtable".to_owned(),
         What::SourceNat => "rewrites its source".to_owned(),
-        What::DestinationNat => "rewrites its destination".to_owned(),
+        What::DestinationNat(Whither::To(to) | Whither::OneOf(to)) => {
+            format!("rewrites its destination to {to}")
+        }
+        What::DestinationNat(Whither::Router) => {
+            "rewrites its destination to the router itself".to_owned()
+        }
+        What::DestinationNat(Whither::Unknown) => "rewrites its destination".to_owned(),
         What::Dropped => "drops it".to_owned(),
         What::Doubt => return None,
     };
