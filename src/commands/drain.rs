@@ -4,7 +4,6 @@
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use super::teardown::lock_wait;
 use super::{counted, location, refused, report_recovered, sessions};
 use crate::cli::Teardown;
 use crate::engine::{Engine, Goal, policy_of};
@@ -132,4 +131,13 @@ fn chosen(policy: &Policy, named: Option<&str>) -> Result<Vec<Name>, Failure> {
         .hint(format!("it has {}", known.join(", "))));
     }
     Ok(chosen)
+}
+
+/// How long to wait for other runs: with `--drain`, `--wait` is about sessions.
+pub(super) fn lock_wait(args: &Teardown) -> Duration {
+    if args.drain {
+        Duration::from_secs(30)
+    } else {
+        args.wait.wait
+    }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::drain::Drained;
 use super::{counted, plan_unlocked, report_recovered, sessions, show_warnings};
@@ -50,8 +49,11 @@ pub(super) fn run(args: &Teardown, terminal: &Terminal) -> Result<Exit, Failure>
     }
     let mut router = Router::open()?;
     let location = Location::new(journal::DIRECTORY)?;
-    let (mut journal, lost) =
-        Locked::acquire_setting_aside(&location, Invocation::current(), lock_wait(args))?;
+    let (mut journal, lost) = Locked::acquire_setting_aside(
+        &location,
+        Invocation::current(),
+        super::drain::lock_wait(args),
+    )?;
     match &lost {
         None | Some(Lost::Missing) => {}
         Some(Lost::SetAside(path)) => terminal.warn(
@@ -149,14 +151,5 @@ fn warn_of_settings(observed: &Observed, terminal: &Terminal) {
                 _ => format!("see `/etc/sysctl.d` for what `{sysctl}` is to be"),
             }),
         );
-    }
-}
-
-/// How long to wait for other runs: with `--drain`, `--wait` is about sessions.
-pub(super) fn lock_wait(args: &Teardown) -> Duration {
-    if args.drain {
-        Duration::from_secs(30)
-    } else {
-        args.wait.wait
     }
 }
