@@ -597,6 +597,15 @@ fn what_sets_of_others_hold_is_read_apart() {
     assert!(nft::with_sets("[]").is_err());
 }
 
+fn set(which: Which, keep: u32, take: u32, constant: u32) -> Step {
+    Step::Do(Effect::Mark {
+        which,
+        keep,
+        take,
+        constant,
+    })
+}
+
 #[test]
 fn what_nft_prints_is_understood() {
     let json = include_str!("../../../tests/check/ruleset.json");
@@ -625,14 +634,6 @@ fn what_nft_prints_is_understood() {
         assert_eq!(by_handle(handle).steps[0], Step::If(strict));
     }
     let mark = |handle: u64| by_handle(handle).steps.last().unwrap().clone();
-    let set = |which, keep, take, constant| {
-        Step::Do(Effect::Mark {
-            which,
-            keep,
-            take,
-            constant,
-        })
-    };
     assert_eq!(mark(15), set(Which::Packet, 0xffff_ff00, 0, 5));
     assert_eq!(mark(16), set(Which::Packet, 0, 0, 16));
     assert_eq!(mark(17), set(Which::Packet, 0, u32::MAX, 0));
@@ -693,14 +694,6 @@ fn what_iptables_prints_is_understood() {
         .find(|chain| chain.table == "mangle")
         .unwrap();
     let last = |at: usize| mangle.rules[at].steps.last().unwrap().clone();
-    let set = |which, keep, take, constant| {
-        Step::Do(Effect::Mark {
-            which,
-            keep,
-            take,
-            constant,
-        })
-    };
     assert_eq!(last(1), set(Which::Packet, 0, 0, 0x10));
     assert_eq!(last(2), set(Which::Packet, !0x10, 0, 0x10));
     assert_eq!(last(3), set(Which::Packet, 0x10, 0, 0));
