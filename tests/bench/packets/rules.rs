@@ -26,6 +26,8 @@ pub enum Rules {
     Tracking,
     /// Steps 1 and 3 of the vendor's procedure.
     Vendor(Variant),
+    /// The same with so many networks in an ipset: the least that so many cost.
+    VendorSet(Variant, usize),
     /// Ours as an nftables table.
     Nftables {
         networks: usize,
@@ -67,6 +69,8 @@ impl Rules {
             Self::Tracking,
             Self::Vendor(Variant::Nft),
             Self::Vendor(Variant::Legacy),
+            Self::VendorSet(Variant::Nft, most.min(100_000)),
+            Self::VendorSet(Variant::Legacy, most.min(100_000)),
             ours(1, 1, Ports::Own),
             ours(1_000, 1, Ports::Own),
             ours(100_000, 1, Ports::Own),
@@ -88,7 +92,9 @@ impl Rules {
             Self::None | Self::Nftables { .. } => &["ip"],
             Self::Tracking => &["ip", "nft"],
             Self::Vendor(variant) => &["ip", variant.command()],
-            Self::Iptables { variant, .. } => &["ip", variant.command(), "ipset"],
+            Self::VendorSet(variant, _) | Self::Iptables { variant, .. } => {
+                &["ip", variant.command(), "ipset"]
+            }
         };
         needed
             .iter()
@@ -106,12 +112,23 @@ impl Rules {
                 // Nothing leads there, but it is what turns tracking on.
                 "table inet tracking { chain unused { ct state new; }; }",
             ),
-            Self::Vendor(variant) => {
+            Self::Vendor(variant) | Self::VendorSet(variant, _) => {
                 let command = variant.command();
                 let port = PORT.to_string();
+                let servers = if let Self::VendorSet(_, networks) = self {
+                    let mut set = format!("create servers hash:net maxelem {networks}\n");
+                    let own = std::iter::once("10.20.0.0/24".to_owned());
+                    for network in own.chain(elsewhere().take(networks - 1)) {
+                        writeln!(set, "add servers {network}")?;
+                    }
+                    run("ipset", &["restore"], &set)?;
+                    "-m set --match-set servers dst"
+                } else {
+                    "-d 10.20.0.0/24"
+                };
                 for rule in [
                     format!(
-                        "-I PREROUTING -i cli0 -p tcp -d 10.20.0.0/24 --dport {port} -j CONNMARK --set-mark 1"
+                        "-I PREROUTING -i cli0 -p tcp --dport {port} {servers} -j CONNMARK --set-mark 1"
                     ),
                     "-A PREROUTING ! -i sps0 -m connmark --mark 1 -j MARK --set-mark 1".to_owned(),
                 ] {
@@ -175,6 +192,12 @@ impl fmt::Display for Rules {
             Self::None => f.write_str("no rules, no connection tracking"),
             Self::Tracking => f.write_str("connection tracking alone"),
             Self::Vendor(variant) => write!(f, "the vendor's rules, {variant}"),
+            Self::VendorSet(variant, networks) => {
+                write!(
+                    f,
+                    "the vendor's rules, {variant}, {networks} networks in an ipset"
+                )
+            }
             Self::Nftables {
                 networks,
                 redirects,
