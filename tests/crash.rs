@@ -52,7 +52,7 @@ for link in sps0:10.30.0.1/24:fd00:30::1/64 eth0:10.10.0.1/24:fd00:10::1/64 \
 done
 echo 1 > /proc/sys/net/ipv4/conf/sps0/rp_filter
 echo 2 > /proc/sys/net/ipv4/conf/eth0/rp_filter
-ip rule add priority 50 fwmark 0x100/0xff00 lookup 200
+ip rule add priority 50 fwmark 0x200/0xff00 lookup 200
 ip rule add priority 103 from 192.0.2.0/24 lookup 201
 ip -6 rule add priority 103 from 2001:db8::/32 lookup 201
 ip route add default via 10.10.0.2 table 200
