@@ -19,8 +19,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use redirect::kernel::Kernel as _;
 use redirect::kernel::netlink::{attributes, messages};
 use redirect::kernel::nftables::Nftables;
+use redirect::kernel::router::Router;
 use redirect::net::{IfPattern, MacAddr, Mark, Networks, Range, Ranges, Step};
 use redirect::nft::{
     Base, Chain, CtKey, Elements, Expression, MetaKey, PayloadBase, Rule, Set, TABLE, Table,
@@ -29,6 +31,7 @@ use redirect::nft::{
     text,
     wire::{self, Terms},
 };
+use redirect::plan::{Change, Plan};
 use redirect::policy::{self, Established, OnApplianceDown, Policy, Source};
 use redirect::rules;
 use serde_json::Value;
@@ -990,6 +993,19 @@ fn a_failure_in_the_middle_leaves_all_as_it_was_and_says_where() {
                     assert_eq!(kernel.read().unwrap(), from);
                     assert_eq!(listing(), before, "{words}");
                 }
+            }
+            // A rehearsal puts nothing in sets.
+            let mut router = Router::open().unwrap();
+            for (to, words) in &cases {
+                let plan = Plan {
+                    changes: vec![Change::Nftables {
+                        from: from.clone(),
+                        to: Some(to.clone()),
+                    }],
+                };
+                let result = router.rehearse(&plan);
+                assert_eq!(result.is_ok(), words.ends_with("set `map`"), "{words}");
+                assert_eq!(listing(), before, "{words}");
             }
         }
     });

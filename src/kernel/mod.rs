@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod nftables;
 pub mod probe;
 pub mod process;
+mod rehearsal;
 pub mod route;
 pub mod router;
 pub mod signals;

@@ -355,6 +355,15 @@ impl Nftables {
         })
     }
 
+    /// Makes `table` in the network namespace of this thread, where there must be none; of its sets
+    /// only that they are there: to fill one takes time, and shows nothing more.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub(super) fn rehearse(table: &Table) -> Result<(), KernelError> {
+        Self::open()?.commit(None, Some(&table.without_elements()))
+    }
+
     /// Takes the kernel from `from`, which must be there, to `to`, in one transaction. Sends
     /// nothing if they are equal.
     ///

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::iptables::Xtables;
+use super::iptables::{Rehearsal, Xtables};
 use super::nftables::Nftables;
 use super::route::Routing;
-use super::{FailureKind, Kernel, KernelError, Wish, files, iptables, names, sysctl};
+use super::{FailureKind, Kernel, KernelError, Wish, files, iptables, names, rehearsal, sysctl};
 use crate::net::{Family, IfName, TableId};
 use crate::nft::proof::Proof;
 use crate::nft::{Set, Table};
@@ -135,21 +135,36 @@ impl Kernel for Router {
     }
 
     fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
-        for change in &plan.changes {
-            // What the kernel drops before it has taken it, it waits a grace period for (5 to 10
-            // milliseconds; `nf_tables_abort`): only what may be lacking is worth that. To try a
-            // long set costs as much as to make it, and tells nothing more; and should
-            // the kernel refuse the one step that makes it, that changes nothing either.
-            let is_short = |table: &Table| !table.sets.iter().any(Set::is_long);
-            if let (Change::Nftables { from, to: Some(to) }, Ok(packets)) =
-                (change, &mut self.packets)
-                && !(from.as_ref()).is_some_and(|from| from.is_same_but_for_elements(to))
-                && from.iter().chain([to]).all(is_short)
-            {
-                packets.validate(from.as_ref(), Some(to))?;
+        // Only what may be lacking is worth it.
+        let table = plan.changes.iter().find_map(|change| match change {
+            Change::Nftables { from, to: Some(to) } => {
+                let is_known = |from: &Table| from.is_same_but_for_elements(to);
+                (!from.as_ref().is_some_and(is_known)).then_some((from.as_ref(), to))
             }
+            _ => None,
+        });
+        let xtables = self.xtables.rehearsal(plan)?;
+        if table.is_none() && xtables.is_none() {
+            return Ok(());
         }
-        self.xtables.rehearse(plan)
+        let played = rehearsal::in_an_empty_namespace(|| {
+            table.map_or(Ok(()), |(_, to)| Nftables::rehearse(to))?;
+            xtables.as_ref().map_or(Ok(()), Rehearsal::play)
+        })?;
+        if played.is_some() {
+            return Ok(());
+        }
+        // Without namespaces, the kernel can check a table and drop it, for which it waits a grace
+        // period (5 to 10 milliseconds; `nf_tables_abort`). To try a long set so costs as much as
+        // to make it, and tells nothing more.
+        let is_short = |table: &Table| !table.sets.iter().any(Set::is_long);
+        if let (Some((from, to)), Ok(packets)) = (table, &mut self.packets)
+            && from.into_iter().chain([to]).all(is_short)
+        {
+            packets.validate(from, Some(to))?;
+        }
+        // What the kernel lacks for these shows in the commit, which is taken back.
+        xtables.map_or(Ok(()), |xtables| xtables.test())
     }
 
     fn perform(&mut self, change: &Change) -> Result<(), KernelError> {

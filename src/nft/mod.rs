@@ -59,6 +59,19 @@ impl Table {
             && self.others == other.others
             && kinds(self) == kinds(other)
     }
+
+    /// The same with nothing in its sets.
+    #[must_use]
+    pub fn without_elements(&self) -> Self {
+        let emptied = |set: &Set| Set {
+            name: set.name.clone(),
+            elements: set.elements.emptied(),
+        };
+        Self {
+            sets: self.sets.iter().map(emptied).collect(),
+            ..self.clone()
+        }
+    }
 }
 
 /// A named set, or, with [`Elements`] that hold verdicts, a map.
@@ -90,6 +103,22 @@ pub enum Elements {
     PortVerdicts(Vec<(Range<u16>, Verdict)>),
     /// A set of a type or with flags that ours never have; described for people.
     Foreign(String),
+}
+
+impl Elements {
+    /// None, of the same type.
+    fn emptied(&self) -> Self {
+        match self {
+            Self::V4(_) => Self::V4(Ranges::default()),
+            Self::V6(_) => Self::V6(Ranges::default()),
+            Self::Ports(_) => Self::Ports(Ranges::default()),
+            Self::Macs(_) => Self::Macs(Vec::new()),
+            Self::V4Verdicts(_) => Self::V4Verdicts(Vec::new()),
+            Self::V6Verdicts(_) => Self::V6Verdicts(Vec::new()),
+            Self::PortVerdicts(_) => Self::PortVerdicts(Vec::new()),
+            Self::Foreign(what) => Self::Foreign(what.clone()),
+        }
+    }
 }
 
 /// A chain.

@@ -25,6 +25,7 @@ use crate::observation::{Iptables, IptablesProgram, IptablesRules};
 use crate::plan::{Change, Plan};
 use programs::Program;
 
+pub(super) use rehearsal::Rehearsal;
 pub use tables::{may_hold_ours, nft_is_bare};
 
 /// Longest time that a command may take. A commit of 100,000 rules takes the legacy
@@ -132,18 +133,20 @@ impl Xtables {
         }
     }
 
-    /// Tries what `plan` has for iptables where it can do no harm: in a network namespace of
-    /// its own, which goes when this returns. What the commands or the kernel lack is found
-    /// here, before anything is changed.
+    /// What `plan` has for iptables that rules in force do not show to be there, to be tried where it
+    /// can do no harm; none if there is nothing.
     ///
     /// # Errors
-    /// In the words of the command that refused it.
-    pub fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
-        if rehearsal::is_worthwhile(plan) {
-            rehearsal::rehearse(self.programs()?, plan)
-        } else {
-            Ok(())
+    /// If the commands cannot be looked for.
+    pub(super) fn rehearsal<'a>(
+        &'a mut self,
+        plan: &'a Plan,
+    ) -> Result<Option<Rehearsal<'a>>, KernelError> {
+        if !rehearsal::is_worthwhile(plan) {
+            return Ok(None);
         }
+        let programs = self.programs()?;
+        Ok(Some(Rehearsal { programs, plan }))
     }
 }
 

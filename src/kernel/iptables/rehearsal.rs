@@ -1,10 +1,6 @@
 //! A rehearsal: what commands and kernel can do shows where it can do no harm.
 
 use std::collections::BTreeSet;
-use std::thread;
-
-use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
 
 use super::programs::Program;
 use super::{commit, sets};
@@ -20,96 +16,81 @@ pub(super) fn is_worthwhile(plan: &Plan) -> bool {
     })
 }
 
-/// Tries what `plan` has for iptables where it can do no harm: in a network namespace of
-/// its own, which goes when this returns. What the commands or the kernel lack is found
-/// here, before anything is changed.
-///
-/// # Errors
-/// In the words of the command that refused it.
-pub(super) fn rehearse(programs: &[Program], plan: &Plan) -> Result<(), KernelError> {
-    let outcome = thread::scope(|scope| {
-        let rehearsal = scope.spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
-            Ok(()) => play(programs, plan),
-            // Without namespaces, or the right to make one, the commands at least can be
-            // asked; what the kernel lacks then shows in the commit, which is taken back.
-            Err(Errno::EPERM | Errno::EINVAL | Errno::ENOSPC | Errno::ENOSYS) => {
-                test(programs, plan)
-            }
-            Err(errno) => Err(KernelError::io(
-                "cannot rehearse in a network namespace",
-                errno.into(),
-            )),
-        });
-        rehearsal.join()
-    });
-    outcome.unwrap_or_else(|_| {
-        Err(KernelError::because(
-            "cannot rehearse the packet rules",
-            "the rehearsal broke off",
-        ))
-    })
+/// What a plan has for iptables, to be tried before anything is changed.
+pub(in crate::kernel) struct Rehearsal<'a> {
+    pub(super) programs: &'a [Program],
+    pub(super) plan: &'a Plan,
 }
 
-/// Makes all sets and chains of `plan` anew, but of networks that are tested one by one only the
-/// first, and none in sets: more of the same takes time, and nothing that may be lacking.
-fn play(programs: &[Program], plan: &Plan) -> Result<(), KernelError> {
-    let mut made = BTreeSet::new();
-    for change in &plan.changes {
-        match change {
-            Change::Ipset { to: Some(set), .. } if made.insert(set.name.clone()) => {
-                let empty = Set {
-                    networks: Vec::new(),
-                    others: Vec::new(),
-                    ..set.clone()
-                };
-                sets::create(&empty, &set.name)?;
+impl Rehearsal<'_> {
+    /// Makes all sets and chains of `plan` anew, but of networks that are tested one by one only the
+    /// first, and none in sets: more of the same takes time, and nothing that may be lacking.
+    pub(in crate::kernel) fn play(&self) -> Result<(), KernelError> {
+        let mut made = BTreeSet::new();
+        for change in &self.plan.changes {
+            match change {
+                Change::Ipset { to: Some(set), .. } if made.insert(set.name.clone()) => {
+                    let empty = Set {
+                        networks: Vec::new(),
+                        others: Vec::new(),
+                        ..set.clone()
+                    };
+                    sets::create(&empty, &set.name)?;
+                }
+                Change::Iptables {
+                    variant,
+                    family,
+                    to,
+                    ..
+                } if !to.is_empty() => {
+                    for name in sets_of(to) {
+                        if made.insert(name.clone()) {
+                            let set = Set {
+                                name: name.clone(),
+                                family: *family,
+                                networks: Vec::new(),
+                                foreign_kind: None,
+                                others: Vec::new(),
+                            };
+                            sets::create(&set, &name)?;
+                        }
+                    }
+                    let to = to.abridged();
+                    commit(
+                        self.programs,
+                        *variant,
+                        *family,
+                        &Ruleset::default(),
+                        &to,
+                        false,
+                    )?;
+                }
+                _ => {}
             }
-            Change::Iptables {
+        }
+        Ok(())
+    }
+
+    /// Has the commands read what they will be given.
+    pub(in crate::kernel) fn test(&self) -> Result<(), KernelError> {
+        for change in &self.plan.changes {
+            if let Change::Iptables {
                 variant,
                 family,
+                from,
                 to,
                 ..
-            } if !to.is_empty() => {
-                for name in sets_of(to) {
-                    if made.insert(name.clone()) {
-                        let set = Set {
-                            name: name.clone(),
-                            family: *family,
-                            networks: Vec::new(),
-                            foreign_kind: None,
-                            others: Vec::new(),
-                        };
-                        sets::create(&set, &name)?;
-                    }
+            } = change
+            {
+                // `--match-set` looks the set up in the kernel.
+                let known = sets_of(to).is_empty();
+                if known && !to.is_empty() {
+                    commit(self.programs, *variant, *family, from, to, true)?;
                 }
-                let to = to.abridged();
-                commit(programs, *variant, *family, &Ruleset::default(), &to, false)?;
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Has the commands read what they will be given.
-fn test(programs: &[Program], plan: &Plan) -> Result<(), KernelError> {
-    for change in &plan.changes {
-        if let Change::Iptables {
-            variant,
-            family,
-            from,
-            to,
-            ..
-        } = change
-        {
-            // `--match-set` looks the set up in the kernel.
-            let known = sets_of(to).is_empty();
-            if known && !to.is_empty() {
-                commit(programs, *variant, *family, from, to, true)?;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The sets that these rules look into.

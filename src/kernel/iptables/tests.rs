@@ -1,5 +1,7 @@
 use super::*;
 use crate::iptables::Set;
+use crate::kernel::Kernel as _;
+use crate::kernel::router::Router;
 use crate::policy::Policy;
 use crate::rules::iptables::render;
 use crate::test_support::{own_network, own_table_names};
@@ -88,8 +90,8 @@ fn changes(variant: Variant, now: &Iptables, to: &crate::rules::iptables::Render
 }
 
 fn carry_out(plan: &Plan) {
+    Router::open().unwrap().rehearse(plan).unwrap();
     let mut xtables = Xtables::default();
-    xtables.rehearse(plan).unwrap();
     for change in &plan.changes {
         xtables.perform(change).unwrap();
     }
@@ -297,7 +299,7 @@ fn a_missing_extension_is_found_before_anything_is_changed() {
     .unwrap();
     let wanted = render(&policy(1, &[22]), false).unwrap();
     let plan = changes(Variant::Legacy, &observe(), &wanted);
-    let error = Xtables::default().rehearse(&plan).unwrap_err();
+    let error = Router::open().unwrap().rehearse(&plan).unwrap_err();
     assert_eq!(error.kind, FailureKind::Lacking, "{error}");
     assert!(error.hint.is_some(), "{error}");
     assert_eq!(
