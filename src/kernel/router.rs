@@ -135,11 +135,14 @@ impl Kernel for Router {
     }
 
     fn rehearse(&mut self, plan: &Plan) -> Result<(), KernelError> {
-        // Only what may be lacking is worth it.
+        // Only what may be lacking is worth it, and a long set only its making: should the kernel refuse
+        // that one step, no packet has met a rule yet, and the few before it are taken back.
+        let is_long = |table: &Table| table.sets.iter().any(Set::is_long);
         let table = plan.changes.iter().find_map(|change| match change {
             Change::Nftables { from, to: Some(to) } => {
                 let is_known = |from: &Table| from.is_same_but_for_elements(to);
-                (!from.as_ref().is_some_and(is_known)).then_some((from.as_ref(), to))
+                let is_short = !from.iter().chain([to]).any(is_long);
+                (is_short && !from.as_ref().is_some_and(is_known)).then_some((from.as_ref(), to))
             }
             _ => None,
         });
@@ -155,12 +158,8 @@ impl Kernel for Router {
             return Ok(());
         }
         // Without namespaces, the kernel can check a table and drop it, for which it waits a grace
-        // period (5 to 10 milliseconds; `nf_tables_abort`). To try a long set so costs as much as
-        // to make it, and tells nothing more.
-        let is_short = |table: &Table| !table.sets.iter().any(Set::is_long);
-        if let (Some((from, to)), Ok(packets)) = (table, &mut self.packets)
-            && from.into_iter().chain([to]).all(is_short)
-        {
+        // period (5 to 10 milliseconds; `nf_tables_abort`).
+        if let (Some((from, to)), Ok(packets)) = (table, &mut self.packets) {
             packets.validate(from, Some(to))?;
         }
         // What the kernel lacks for these shows in the commit, which is taken back.
