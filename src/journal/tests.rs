@@ -43,6 +43,13 @@ fn acquire(location: &Location) -> Locked {
     Locked::acquire(location, invocation(), Duration::ZERO).unwrap()
 }
 
+/// Begins to apply the policy with this text. Returns the transaction's number.
+fn begin_apply(run: &mut Locked, text: &str, plan: &Plan) -> u64 {
+    let nothing = Draining::default();
+    run.begin(Kind::Apply, Some(&source(text)), &nothing, plan)
+        .unwrap()
+}
+
 fn source(text: &str) -> Source {
     Source {
         name: "/etc/redirect/policy.toml".to_owned(),
@@ -521,13 +528,7 @@ fn a_run_that_died_is_found_interrupted() {
     let scratch = Scratch::new("journal-died");
     let location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("a")),
-        &Draining::default(),
-        &first_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "a", &first_apply());
     drop(run);
 
     let mut run = acquire(&location);
@@ -574,22 +575,10 @@ fn the_power_may_fail_before_any_of_the_names_is_on_the_disk() {
     let scratch = Scratch::new("journal-power");
     let location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("first")),
-        &Draining::default(),
-        &first_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "first", &first_apply());
     run.done().unwrap();
     let before = disk(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("second")),
-        &Draining::default(),
-        &second_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "second", &second_apply());
     let after = disk(&location);
     drop(run);
 
@@ -628,13 +617,7 @@ fn the_power_may_fail_before_any_of_the_names_is_on_the_disk() {
             assert!(is_there || planned.is_empty(), "it never began");
             run.undone("power").unwrap();
         }
-        run.begin(
-            Kind::Apply,
-            Some(&source("second")),
-            &Draining::default(),
-            &second_apply(),
-        )
-        .unwrap();
+        begin_apply(&mut run, "second", &second_apply());
         run.done().unwrap();
         let second = Digest::of(&source("second"));
         assert_eq!(run.in_force().policy.as_ref(), Some(&second));
@@ -647,21 +630,9 @@ fn after_a_reboot_only_files_are_within_reach_and_settings_are_forgotten() {
     let scratch = Scratch::new("journal-reboot");
     let mut location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("a")),
-        &Draining::default(),
-        &first_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "a", &first_apply());
     run.done().unwrap();
-    run.begin(
-        Kind::Apply,
-        Some(&source("b")),
-        &Draining::default(),
-        &second_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "b", &second_apply());
     drop(run);
 
     location.boot = BootId("boot-2".to_owned());
@@ -678,13 +649,7 @@ fn after_a_reboot_only_files_are_within_reach_and_settings_are_forgotten() {
     assert_eq!(Journal::read(&location).unwrap().in_force(), run.in_force());
 
     // A plan whose name had not reached the disk was never begun.
-    run.begin(
-        Kind::Apply,
-        Some(&source("b")),
-        &Draining::default(),
-        &second_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "b", &second_apply());
     drop(run);
     std::fs::remove_file(location.directory.join("plan-3.json")).unwrap();
     assert!(matches!(
@@ -769,13 +734,7 @@ fn what_could_not_be_taken_back_is_remembered() {
     let scratch = Scratch::new("journal-failed");
     let location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("a")),
-        &Draining::default(),
-        &first_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "a", &first_apply());
     let remains = Plan {
         changes: vec![first_apply().changes.swap_remove(5)],
     };
@@ -793,21 +752,9 @@ fn the_history_is_bounded_and_keeps_the_texts_it_names() {
     let scratch = Scratch::new("journal-bounded");
     let location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("first")),
-        &Draining::default(),
-        &Plan::default(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "first", &Plan::default());
     run.done().unwrap();
-    run.begin(
-        Kind::Apply,
-        Some(&source("kept")),
-        &Draining::default(),
-        &Plan::default(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "kept", &Plan::default());
     run.done().unwrap();
     for _ in 0..=HISTORY {
         run.begin(
@@ -958,13 +905,7 @@ fn a_damaged_journal_is_refused_but_does_not_hinder_teardown() {
     let scratch = Scratch::new("journal-damaged");
     let location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("a")),
-        &Draining::default(),
-        &first_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "a", &first_apply());
     drop(run);
     let path = location.directory.join(JOURNAL);
     let whole = std::fs::read(&path).unwrap();
@@ -1014,13 +955,7 @@ fn a_policy_whose_text_was_tampered_with_is_not_taken_for_it() {
     let scratch = Scratch::new("journal-tampered");
     let location = location(&scratch);
     let mut run = acquire(&location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("a")),
-        &Draining::default(),
-        &Plan::default(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "a", &Plan::default());
     run.done().unwrap();
     let digest = Digest::of(&source("a"));
     let path = location.directory.join(policy_name(&digest));
@@ -1033,13 +968,7 @@ fn a_policy_whose_text_was_tampered_with_is_not_taken_for_it() {
         Err(JournalError::Damaged { .. })
     ));
     // The next apply of it writes it anew.
-    run.begin(
-        Kind::Apply,
-        Some(&source("a")),
-        &Draining::default(),
-        &Plan::default(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "a", &Plan::default());
     assert_eq!(run.source(&digest).unwrap(), source("a"));
 }
 
@@ -1128,13 +1057,7 @@ fn write_fixture(fixture: &Path, location: &Location) {
         text: "10.20.0.0/24\n".to_owned(),
     });
     let mut run = acquire(location);
-    run.begin(
-        Kind::Apply,
-        Some(&source("version = 1 #\n")),
-        &Draining::default(),
-        &first_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "version = 1 #\n", &first_apply());
     run.undone("interrupted").unwrap();
     run.begin(
         Kind::Apply,
@@ -1144,13 +1067,7 @@ fn write_fixture(fixture: &Path, location: &Location) {
     )
     .unwrap();
     run.done().unwrap();
-    run.begin(
-        Kind::Apply,
-        Some(&source("version = 1 # second\n")),
-        &Draining::default(),
-        &second_apply(),
-    )
-    .unwrap();
+    begin_apply(&mut run, "version = 1 # second\n", &second_apply());
     drop(run);
     std::fs::create_dir_all(fixture).unwrap();
     for name in Store::new(location.directory.clone()).names() {

@@ -80,16 +80,9 @@ fn request() -> Payload {
     Payload::new(&[abi::FAMILY_INET, 0, 0, 0])
 }
 
-/// `text` as an attribute holds it.
-fn c_string(text: &str) -> Vec<u8> {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(0);
-    bytes
-}
-
 /// A request about our table.
 fn about_table() -> Payload {
-    request().with(table::NAME, &c_string(TABLE))
+    request().with_name(table::NAME, TABLE)
 }
 
 impl Nftables {
@@ -274,7 +267,7 @@ impl Nftables {
         if !head.is_known() {
             return Ok(all);
         }
-        let about = about_table().with(set::NAME, &c_string(&head.name));
+        let about = about_table().with_name(set::NAME, &head.name);
         let parts = self.socket.dump(message::GET_ELEMENTS, &about, |answer| {
             let mut part = head.elements();
             part.read(answer.payload)?;

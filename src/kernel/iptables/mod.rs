@@ -203,11 +203,6 @@ fn number(family: Family) -> u8 {
     }
 }
 
-/// `text` as the kernel's interface has it.
-fn c_string(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
-}
-
 /// What a command complained of, and what it means.
 fn refused(action: String, output: &Output) -> KernelError {
     let reason = output.complaint();

@@ -128,7 +128,7 @@ fn request(name: Option<&str>) -> Payload {
     // `AF_INET`: of no meaning here.
     let payload = Payload::new(&[2, 0, 0, 0]).with(abi::VERSION, &[abi::PROTOCOL]);
     match name {
-        Some(name) => payload.with(abi::NAME, &super::c_string(name)),
+        Some(name) => payload.with_name(abi::NAME, name),
         None => payload,
     }
 }

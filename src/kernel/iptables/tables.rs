@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::programs::Program;
-use super::{PATIENCE, c_string, number, refused, text};
+use super::{PATIENCE, number, refused, text};
 use crate::iptables::parse::{self, Counter, Saved};
 use crate::iptables::{Frame, PREROUTING_CHAIN, Variant, command_of, write};
 use crate::kernel::netlink::{
@@ -150,7 +150,7 @@ pub(super) fn legacy_tables(family: Family) -> Result<String, KernelError> {
 fn frame(family: Family) -> Result<Frame, KernelError> {
     let chains = Netlink::open(Protocol::Netfilter).and_then(|mut socket| {
         let about = Payload::new(&[number(family), 0, 0, 0]);
-        let table = about.clone().with(abi::table::NAME, &c_string(TABLE));
+        let table = about.clone().with_name(abi::table::NAME, TABLE);
         match socket.ask(abi::message::GET_TABLE, 0, &table, |_| Ok(Some(()))) {
             Ok(_) => {}
             Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
@@ -209,12 +209,12 @@ pub(super) fn change_frame(
     let removed = Netlink::open(Protocol::Netfilter).and_then(|mut socket| {
         let about = Payload::new(&[number(family), 0, 0, 0]);
         let chains = gone.chains.iter().map(|chain| {
-            let payload = about.clone().with(abi::chain::TABLE, &c_string(TABLE));
-            let payload = payload.with(abi::chain::NAME, &c_string(chain));
+            let payload = about.clone().with_name(abi::chain::TABLE, TABLE);
+            let payload = payload.with_name(abi::chain::NAME, chain);
             (abi::message::DELETE_CHAIN, payload)
         });
         let table = gone.table.then(|| {
-            let payload = about.clone().with(abi::table::NAME, &c_string(TABLE));
+            let payload = about.clone().with_name(abi::table::NAME, TABLE);
             (abi::message::DELETE_TABLE, payload)
         });
         // One after another: where a chain is in use by now, so is the table.
@@ -254,8 +254,8 @@ fn batch(socket: &mut Netlink, kind: u16, payload: &Payload) -> Result<Vec<u8>, 
 /// Whether the table that `iptables-nft` keeps in `nf_tables` has our chain.
 fn nft_has_ours(socket: &mut Netlink, family: Family) -> Result<bool, KernelError> {
     let chain = Payload::new(&[number(family), 0, 0, 0])
-        .with(abi::chain::TABLE, &c_string(TABLE))
-        .with(abi::chain::NAME, &c_string(PREROUTING_CHAIN));
+        .with_name(abi::chain::TABLE, TABLE)
+        .with_name(abi::chain::NAME, PREROUTING_CHAIN);
     match socket.ask(abi::message::GET_CHAIN, 0, &chain, |_| Ok(Some(()))) {
         Ok(chains) => Ok(!chains.is_empty()),
         // No such chain; no such table; no `nf_tables`.

@@ -72,16 +72,24 @@ impl Message<'_> {
 
 /// The messages of a datagram. Ends after the first that is malformed.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Malformed>> {
-    let mut rest = datagram;
+    all(datagram, "message", split_message)
+}
+
+/// All that `split` takes off `rest`, up to and with the first that it cannot.
+fn all<'a, T>(
+    mut rest: &'a [u8],
+    what: &'static str,
+    split: impl Fn(&mut &'a [u8]) -> Option<T>,
+) -> impl Iterator<Item = Result<T, Malformed>> {
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let message = split_message(&mut rest);
-        if message.is_none() {
+        let item = split(&mut rest);
+        if item.is_none() {
             rest = &[];
         }
-        Some(message.ok_or(Malformed("message")))
+        Some(item.ok_or(Malformed(what)))
     })
 }
 
@@ -182,17 +190,7 @@ impl<'a> Attribute<'a> {
 
 /// The attributes in `bytes`. Ends after the first that is malformed.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<Attribute<'_>, Malformed>> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let attribute = split_attribute(&mut rest);
-        if attribute.is_none() {
-            rest = &[];
-        }
-        Some(attribute.ok_or(Malformed("attribute")))
-    })
+    all(bytes, "attribute", split_attribute)
 }
 
 fn split_attribute<'a>(rest: &mut &'a [u8]) -> Option<Attribute<'a>> {
@@ -247,6 +245,12 @@ impl Payload {
     pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
         self.push(kind, value);
         self
+    }
+
+    /// With a name, ended by a NUL as the kernel wants it (`NLA_NUL_STRING`).
+    #[must_use]
+    pub fn with_name(self, kind: u16, name: &str) -> Self {
+        self.with(kind, &[name.as_bytes(), &[0]].concat())
     }
 
     /// The bytes so far.
